@@ -1,0 +1,2 @@
+//! numerge.
+fn main() {}

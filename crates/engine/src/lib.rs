@@ -1,0 +1,3 @@
+//! The merging engine.
+
+pub mod machine;

@@ -1,0 +1,226 @@
+//! What the engine needs of the machine it runs on, and nothing more.
+//!
+//! The engine knows no system call. It reaches memory, frames and nodes through the three traits
+//! here, in batches, so that the same engine runs on this process's memory, on the memory of other
+//! programs, and on a machine that exists only in a test.
+
+use std::ops::Range;
+
+use numerge_stable_tree::Kpfn;
+use numerge_topology::{Nid, Topology};
+
+/// Bytes of a page.
+pub const PAGE_SIZE: usize = 4096;
+
+/// Virtual page number: an address of the program divided by [`PAGE_SIZE`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Vpn(pub u64);
+
+impl Vpn {
+    /// The page `n` pages further on.
+    #[must_use]
+    pub const fn plus(self, n: u64) -> Self {
+        Self(self.0 + n)
+    }
+}
+
+/// What lies at a page that was written since it was last looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Memory of the program's own.
+    Private,
+    /// A frame: the page is still merged.
+    Frame,
+    /// The machine's own page of zeros.
+    Zero,
+}
+
+/// Adjacent pages of one kind that were written, or first touched, or newly mapped, since the last
+/// look.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Written {
+    /// The pages.
+    pub pages: Range<Vpn>,
+    /// What they are now.
+    pub kind: Kind,
+}
+
+/// What the pages of a run are to become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// The first page is mapped to this frame, the next to the frame after it, and so on.
+    Frames(Kpfn),
+    /// All pages are mapped to the machine's page of zeros.
+    Zero,
+}
+
+/// Adjacent pages to be merged in one go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The pages, at least one.
+    pub pages: Range<Vpn>,
+    /// What they are merged with.
+    pub target: Target,
+}
+
+/// What became of one page of a [`Run`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It had the target's content while nothing could change it, and is mapped to the target.
+    Merged,
+    /// Its content is not the target's. Nothing was changed.
+    Differs,
+    /// The machine would not let go of it now (pinned for DMA, shared by a fork). Nothing was
+    /// changed; worth another try later.
+    Pinned,
+    /// It lies in a mapping that can't be merged as it is (written to after it was merged).
+    /// Nothing was changed; trying again is of no use before the next write to it.
+    Refused,
+    /// There is no page: unmapped, or never touched. Nothing was changed.
+    Gone,
+    /// The machine ran out of something (memory, mappings). Nothing was changed.
+    Exhausted,
+}
+
+/// Why memory could not be looked at or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A range that the program does not have, or not as private anonymous memory.
+    #[error("pages {:#x}..{:#x} are not private anonymous memory of the program", .0.start.0, .0.end.0)]
+    NotMergeable(Range<Vpn>),
+    /// The machine has no memory for private copies (the kernel's ENOMEM or EAGAIN).
+    #[error("out of memory for private copies of merged pages")]
+    OutOfMemory,
+    /// Anything else, with the call that failed.
+    #[error("{call}: {source}")]
+    System {
+        /// The system call or ioctl.
+        call: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// How many mappings a program has, and how many it may have (`vm.max_map_count`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mappings {
+    /// Mappings in use, the program's own included.
+    pub used: u64,
+    /// The most the machine allows one program.
+    pub limit: u64,
+}
+
+/// One program's memory, which the program goes on using all the while.
+///
+/// All page ranges passed lie in ranges that [`Memory::register`] accepted. Calls for disjoint
+/// ranges may come from several threads at once; the engine never has two calls that change the
+/// same page under way at the same time.
+pub trait Memory: Send + Sync {
+    /// Starts to track writes in `pages`. Everything counts as written at first.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotMergeable`] if any page is something else than private anonymous memory.
+    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError>;
+
+    /// Ends what [`Memory::register`] began. The pages must be unmerged already.
+    ///
+    /// # Errors
+    /// If the machine refuses; the range must then be taken as still registered.
+    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError>;
+
+    /// Appends to `out` the pages written since they were last reported, in ascending order, and
+    /// arms them for the next time. Never-touched pages are not reported.
+    ///
+    /// Stops when `max_pages` (at least 1) have been reported; gives where the walk ended, which is
+    /// `pages.end` when all was seen.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; what was appended before counts as reported.
+    fn written(
+        &self,
+        pages: Range<Vpn>,
+        max_pages: u64,
+        out: &mut Vec<Written>,
+    ) -> Result<Vpn, MemoryError>;
+
+    /// Copies adjacent pages, `buf.len() / PAGE_SIZE` of them, while the program may be writing to
+    /// them: what is copied may be torn, but then [`Memory::written`] reports it next time. Gives how many whole
+    /// pages could be read before one that could not.
+    fn read(&self, first: Vpn, buf: &mut [u8]) -> usize;
+
+    /// Freezes, verifies and maps each run, and appends to `out` one outcome a page, runs in order.
+    /// No page of the program changes its content, whatever the outcome.
+    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>);
+
+    /// Gives every page of the ranges memory of its own again, equal to what it was mapped to, and
+    /// arranges that it can be merged again. Pages that have their own already stay as they are.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`] if there is too little; then some pages may still be merged,
+    /// and all are intact. Calling again is allowed.
+    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError>;
+
+    /// Appends the node of each page of `pages`; None where there is no page.
+    ///
+    /// # Errors
+    /// If the machine can't be asked; nothing is appended then.
+    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError>;
+
+    /// Counts the program's mappings.
+    ///
+    /// # Errors
+    /// If the machine can't be asked.
+    fn mappings(&self) -> Result<Mappings, MemoryError>;
+}
+
+/// Why frames could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// No memory for more frames on that node.
+    #[error("out of memory for frames on node {0}")]
+    OutOfMemory(Nid),
+    /// Anything else, with the call that failed.
+    #[error("{call}: {source}")]
+    System {
+        /// The system call.
+        call: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The frame pools of one security domain, a pool for each node.
+pub trait Frames: Send + Sync {
+    /// Reserves up to `count` (at least 1) consecutive frames on `nid`, memory included: what is
+    /// returned can be written without failing. Gives at least one, as many as are to be had in one
+    /// piece.
+    ///
+    /// # Errors
+    /// [`FrameError::OutOfMemory`] if there is not even one.
+    fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError>;
+
+    /// Writes a page's content to an allocated frame that no page is mapped to yet.
+    fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]);
+
+    /// Takes back frames that no rmap item and no reader has any more. Their memory goes back to
+    /// the machine as soon as the machine itself maps them nowhere.
+    fn free(&self, kpfns: &[Kpfn]);
+
+    /// Appends the node each frame's memory is on now; None if it can't be told.
+    fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>);
+
+    /// Bytes this keeps to manage the frames, the frames themselves not included.
+    fn metadata_bytes(&self) -> u64;
+}
+
+/// The machine's nodes and CPUs.
+pub trait Nodes: Send + Sync {
+    /// Nodes, CPUs, distances.
+    fn topology(&self) -> &Topology;
+
+    /// Binds the calling thread to the CPUs of `nid`, or of the nearest node that has CPUs.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn run_on(&self, nid: Nid) -> std::io::Result<()>;
+}
