@@ -1,40 +1,29 @@
-//! NUMA nodes of a machine: their CPUs, memory and distances.
+//! NUMA nodes of a machine: their CPUs, memory and distances; putting threads and memory on them.
+//!
+//! A [`Topology`] is a plain, immutable value. It comes from [`Topology::discover`], which asks
+//! hwloc and libnuma, or from [`Topology::new`], which takes any machine a test can think of.
+//! hwloc can also be told to describe another machine (`HWLOC_SYNTHETIC`, `HWLOC_XMLFILE`); such a
+//! topology can be looked at, but [`Topology::is_this_machine`] is false and nothing can be bound
+//! to its nodes.
+//!
+//! Node numbers may have gaps, a node may have no CPUs or no memory; offline nodes and CPUs do not
+//! appear. So a node's number is never its position in [`Topology::nodes`].
+//!
+//! This crate knows hardware and nothing of pages' contents, processes or merging.
 
-use std::fmt;
+mod affinity;
+mod discover;
+mod display;
+mod error;
+mod hwloc;
+mod libnuma;
+mod lookup;
+mod mempolicy;
+mod node;
+mod pages;
+mod topology;
 
-/// Number of a NUMA node as the system gives it; numbers may have gaps.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Nid(pub u32);
-
-impl fmt::Display for Nid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-/// One NUMA node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Node {
-    /// Its number.
-    pub nid: Nid,
-    /// The CPUs on it, in ascending order; none for a node that only has memory.
-    pub cpus: Vec<u32>,
-    /// Its memory in bytes; 0 for a node that only has CPUs.
-    pub memory_bytes: u64,
-    /// Distances to the nodes of [`Topology::nodes`], in their order; 10 is a node to itself.
-    pub distances: Vec<u32>,
-}
-
-/// The nodes of one machine.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Topology {
-    nodes: Vec<Node>,
-}
-
-impl Topology {
-    /// The nodes in ascending order of their numbers; at least one.
-    #[must_use]
-    pub fn nodes(&self) -> &[Node] {
-        &self.nodes
-    }
-}
+pub use error::TopologyError;
+pub use node::{Nid, Node};
+pub use pages::{nodes_of_pages, nodes_of_process_pages};
+pub use topology::Topology;
