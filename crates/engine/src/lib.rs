@@ -1,3 +1,39 @@
-//! The merging engine.
+//! The merging engine: which pages have equal content, and which frames they share.
+//!
+//! An [`Engine`] watches regions of memory and merges pages of equal content into frames, by the
+//! rules of the kernel's KSM with a limit on sharing, one scanner shard for each NUMA node. It
+//! knows no system call: memory, frames and nodes are what the traits of [`machine`] say they are.
+//!
+//! A scan is a pipeline of batches: `scan` asks what changed, `judge` reads and hashes it, `find`
+//! looks it up, `supply` makes new frames, `plan` cuts runs, the machine merges them, `record`
+//! writes down what came of it.
 
+mod clock;
+mod core;
+mod counters;
+mod engine;
+mod find;
+mod fingerprint;
+pub mod in_memory;
+mod judge;
+mod knobs;
 pub mod machine;
+mod migrate;
+mod pending;
+mod plan;
+mod program;
+mod record;
+mod region;
+mod scan;
+mod shard;
+mod supply;
+mod unmerge;
+mod world;
+
+pub use clock::Clock;
+pub use counters::{Counters, StageTimes};
+pub use engine::{Engine, EngineError, EngineOptions, RegionHandle, RegisterError};
+pub use knobs::{Knob, KnobError};
+pub use numerge_stable_tree::Kpfn;
+pub use numerge_topology::{Nid, Topology};
+pub use unmerge::UnmergeError;

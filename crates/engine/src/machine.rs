@@ -5,6 +5,7 @@
 //! programs, and on a machine that exists only in a test.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use numerge_stable_tree::Kpfn;
 use numerge_topology::{Nid, Topology};
@@ -143,6 +144,12 @@ pub trait Memory: Send + Sync {
         out: &mut Vec<Written>,
     ) -> Result<Vpn, MemoryError>;
 
+    /// Appends what lies at each page now; None where there is no page. Changes nothing.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; nothing is appended then.
+    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError>;
+
     /// Copies adjacent pages, `buf.len() / PAGE_SIZE` of them, while the program may be writing to
     /// them: what is copied may be torn, but then [`Memory::written`] reports it next time. Gives how many whole
     /// pages could be read before one that could not.
@@ -202,6 +209,9 @@ pub trait Frames: Send + Sync {
     /// Writes a page's content to an allocated frame that no page is mapped to yet.
     fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]);
 
+    /// Copies an allocated frame's content.
+    fn read(&self, kpfn: Kpfn, content: &mut [u8; PAGE_SIZE]);
+
     /// Takes back frames that no rmap item and no reader has any more. Their memory goes back to
     /// the machine as soon as the machine itself maps them nowhere.
     fn free(&self, kpfns: &[Kpfn]);
@@ -223,4 +233,7 @@ pub trait Nodes: Send + Sync {
     /// # Errors
     /// What the system said.
     fn run_on(&self, nid: Nid) -> std::io::Result<()>;
+
+    /// CPU time the calling thread has used.
+    fn thread_cpu_time(&self) -> Duration;
 }

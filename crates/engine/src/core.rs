@@ -1,0 +1,339 @@
+//! What all shards share, and the pipeline: one batch from its first look to its last record.
+
+use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
+
+use numerge_stable_tree::sync::AtomicU64;
+use numerge_stable_tree::{EntryRef, Forest, Guard, Handle, Kpfn, PageState, Terms, TreeId};
+use numerge_topology::Nid;
+
+use crate::clock::Clock;
+use crate::counters::{Counters, StageTimes, Tally};
+use crate::find::{Found, Merge, Scope, find};
+use crate::fingerprint::Fingerprinter;
+use crate::judge::{Candidate, judge};
+use crate::knobs::{Knob, Knobs};
+use crate::machine::{Frames, MemoryError, Nodes, PAGE_SIZE};
+use crate::migrate;
+use crate::plan::plan;
+use crate::record::{record, record_broken, record_over_budget};
+use crate::region::Region;
+use crate::scan::{Cursor, Look};
+use crate::shard::Shard;
+use crate::supply::supply;
+use crate::world::World;
+
+/// Passes after which pages that could not be merged are tried again.
+const RETRY_PASSES: u64 = 16;
+
+/// Errors kept for whoever asks.
+const ERRORS_KEPT: usize = 16;
+
+/// The engine without its threads.
+pub(crate) struct Core {
+    pub(crate) forest: Forest,
+    pub(crate) prints: Fingerprinter,
+    pub(crate) frames: Arc<dyn Frames>,
+    pub(crate) nodes: Arc<dyn Nodes>,
+    /// The nodes, in order. A node is known by its place here.
+    pub(crate) nids: Vec<Nid>,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) knobs: Knobs,
+    pub(crate) tally: Tally,
+    pub(crate) clock: Clock,
+    pub(crate) mapping_share_percent: u64,
+    world: RwLock<World>,
+    /// Shards that ended a pass since all had ended one.
+    passed: Mutex<Vec<bool>>,
+    errors: Mutex<Vec<MemoryError>>,
+}
+
+/// What a batch did.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Batch {
+    /// Pages looked at.
+    pub(crate) looked: u64,
+    /// Whether it was the last of its shard's pass.
+    pub(crate) ended_pass: bool,
+}
+
+pub(crate) struct Parts {
+    pub(crate) prints: Fingerprinter,
+    pub(crate) frames: Arc<dyn Frames>,
+    pub(crate) nodes: Arc<dyn Nodes>,
+    pub(crate) nids: Vec<Nid>,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) clock: Clock,
+    pub(crate) mapping_share_percent: u64,
+}
+
+impl Core {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts { prints, frames, nodes, nids, shards, clock, mapping_share_percent } = parts;
+        let trees = nids.len();
+        Self {
+            forest: Forest::new(u16::try_from(trees).expect("checked when it was built")),
+            prints,
+            frames,
+            nodes,
+            passed: Mutex::new(vec![false; shards.len()]),
+            nids,
+            shards,
+            knobs: Knobs::default(),
+            tally: Tally::default(),
+            clock,
+            mapping_share_percent,
+            world: RwLock::new(World::new(trees)),
+            errors: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn world(&self) -> RwLockReadGuard<'_, World> {
+        self.world.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no batch is under way, and lets none begin.
+    pub(crate) fn world_mut(&self) -> RwLockWriteGuard<'_, World> {
+        self.world.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn node_index(&self, nid: Nid) -> Option<u16> {
+        let index = self.nids.iter().position(|known| *known == nid)?;
+        u16::try_from(index).ok()
+    }
+
+    pub(crate) fn node_count(&self) -> u16 {
+        u16::try_from(self.nids.len()).expect("checked when the engine was built")
+    }
+
+    /// Whether each node has trees of its own (`merge_across_nodes=0`).
+    pub(crate) fn has_tree_per_node(&self) -> bool {
+        self.nids.len() > 1 && !self.knobs.is_on(Knob::MergeAcrossNodes)
+    }
+
+    pub(crate) fn tree_of(&self, node: u16) -> TreeId {
+        TreeId(if self.has_tree_per_node() { node } else { 0 })
+    }
+
+    /// How shares are to be taken now.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            limit: self.knobs.get_u32(Knob::MaxPageSharing),
+            now_ms: self.clock.now_ms(),
+            prune_ms: self.knobs.get_u32(Knob::StableNodeChainsPruneMillisecs),
+        }
+    }
+
+    /// Whether the frames of an entry have this content. They can't be reused under the guard.
+    pub(crate) fn entry_is<'g>(
+        &self,
+        guard: &'g Guard<'_>,
+        entry: EntryRef<'g>,
+        content: &[u8; PAGE_SIZE],
+    ) -> bool {
+        self.forest.first_kpfn(guard, entry).is_some_and(|resident| {
+            let mut of_resident = [0; PAGE_SIZE];
+            self.frames.read(resident, &mut of_resident);
+            of_resident == *content
+        })
+    }
+
+    /// The head of the list of a frame's sharers.
+    pub(crate) fn rmap_head(&self, kpfn: Kpfn) -> &AtomicU64 {
+        self.forest.rmap_head(kpfn).expect("a frame with sharers has a stable node")
+    }
+
+    pub(crate) fn report(&self, error: MemoryError) {
+        let mut errors = self.errors();
+        if errors.len() == ERRORS_KEPT {
+            errors.remove(0);
+        }
+        errors.push(error);
+    }
+
+    pub(crate) fn errors(&self) -> MutexGuard<'_, Vec<MemoryError>> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One batch of a shard's pass, on the shard's pool. A pass that is over begins anew.
+    pub(crate) fn batch(&self, shard: &Shard, reader: &Handle) -> Batch {
+        let began = Instant::now();
+        let mut cursor = shard.cursor();
+        if !cursor.is_under_way() {
+            self.begin_pass(shard, &mut cursor, reader);
+        }
+        let mut errors = Vec::new();
+        let quota = self.knobs.get(Knob::PagesToScan);
+        let (mut looks, ended_pass) = cursor.next(quota, &mut errors);
+        errors.into_iter().for_each(|error| self.report(error));
+
+        let world = self.world_with_room(&looks);
+        looks.retain(|look| !look.region.is_closing());
+        let looked = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
+        if looked > 0 {
+            self.pipeline(&world, reader, shard, &looks, began);
+        }
+        drop(world);
+        self.return_freed(reader);
+        self.tally.scanned.add(looked);
+        if ended_pass {
+            self.end_pass(shard);
+        }
+        Batch { looked, ended_pass }
+    }
+
+    /// The tables, with room for what a batch may add.
+    fn world_with_room(&self, looks: &[Look]) -> RwLockReadGuard<'_, World> {
+        let pages: u64 = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
+        let more = usize::try_from(pages).expect("a batch is in memory");
+        loop {
+            let world = self.world();
+            if !world.must_grow(more) {
+                return world;
+            }
+            drop(world);
+            self.world_mut().resize(more);
+        }
+    }
+
+    fn pipeline(
+        &self,
+        world: &World,
+        reader: &Handle,
+        shard: &Shard,
+        looks: &[Look],
+        began: Instant,
+    ) {
+        let mut judged = judge(self, world, shard, looks);
+        record_broken(self, world, reader, &judged.broken);
+        judged.candidates.sort_unstable();
+        let found = find(self, world, reader, shard, &judged.candidates, Scope::Both);
+        let found_at = Instant::now();
+        self.tally.read_nanos.add(nanos(found_at - began));
+        if found.merges.is_empty() && found.groups.is_empty() {
+            return;
+        }
+        let cpu = self.nodes.thread_cpu_time();
+        let collided = self.merge(world, reader, shard, found);
+        if !collided.is_empty() {
+            let found = find(self, world, reader, shard, &collided, Scope::UnstableOnly);
+            for again in self.merge(world, reader, shard, found) {
+                world.record(again.page).set(PageState::Held(again.fingerprint));
+                self.tally.held.add(1);
+            }
+        }
+        self.tally.merge_nanos.add(nanos(found_at.elapsed()));
+        self.tally.merge_cpu_nanos.add(nanos(self.nodes.thread_cpu_time().saturating_sub(cpu)));
+    }
+
+    /// From what was found to what is recorded. Gives pages that differ from their frame in spite
+    /// of their fingerprint.
+    fn merge(&self, world: &World, reader: &Handle, shard: &Shard, found: Found) -> Vec<Candidate> {
+        let Found { mut merges, groups } = found;
+        supply(self, world, reader, shard, groups, &mut merges);
+        self.execute(world, reader, merges)
+    }
+
+    /// Plans, merges and records.
+    pub(crate) fn execute(
+        &self,
+        world: &World,
+        reader: &Handle,
+        merges: Vec<Merge>,
+    ) -> Vec<Candidate> {
+        let planned = plan(world, merges);
+        record_over_budget(self, world, reader, &planned.over_budget);
+        let mut collided = Vec::new();
+        for plan in planned.plans {
+            let mut outcomes = Vec::with_capacity(plan.merges.len());
+            plan.program.memory.merge(&plan.runs, &mut outcomes);
+            collided.append(&mut record(self, world, reader, &plan.merges, &outcomes));
+        }
+        collided
+    }
+
+    fn begin_pass(&self, shard: &Shard, cursor: &mut Cursor, reader: &Handle) {
+        let world = self.world();
+        if self.has_tree_per_node() {
+            migrate::sweep(self, reader);
+            migrate::place_queued(self, &world, reader);
+        }
+        let mine = |region: &Region| region.shard == shard.index && !region.is_closing();
+        let passes = self.tally.full_scans.get();
+        let retry = passes % RETRY_PASSES == RETRY_PASSES - 1
+            && self.tally.held.get() + self.tally.over_budget.get() > 0;
+        if retry {
+            world.regions().filter(|region| mine(region)).for_each(|region| world.retry(region));
+        }
+        cursor.begin(&world, mine);
+    }
+
+    /// A full scan is over when every shard has ended a pass since the last one was (S3.4).
+    fn end_pass(&self, shard: &Shard) {
+        if self.world().regions().next().is_none() {
+            return;
+        }
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed[shard.index] = true;
+        if passed.iter().all(|passed| *passed) {
+            passed.fill(false);
+            self.tally.full_scans.add(1);
+        }
+    }
+
+    /// Gives frames whose grace period is over back to the pools.
+    pub(crate) fn return_freed(&self, reader: &Handle) {
+        reader.flush();
+        let freed: Vec<Kpfn> = std::iter::from_fn(|| self.forest.freed()).collect();
+        if !freed.is_empty() {
+            self.frames.free(&freed);
+        }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let tally = &self.tally;
+        let world = self.world();
+        let touched = tally.touched.get();
+        let [shared, sharing, zero] =
+            [&tally.shared, &tally.sharing, &tally.zero].map(|counter| counter.get());
+        let unshared = world.pages_unshared();
+        Counters {
+            pages_shared: shared,
+            pages_sharing: sharing,
+            pages_unshared: unshared,
+            // While a batch runs the others may be ahead of `touched` for a moment.
+            pages_volatile: touched.saturating_sub(shared + sharing + zero + unshared),
+            pages_scanned: tally.scanned.get(),
+            full_scans: tally.full_scans.get(),
+            stable_node_chains: self.forest.stable_node_chains(),
+            stable_node_dups: self.forest.stable_node_dups(),
+            ksm_zero_pages: zero,
+            pages_registered: tally.registered.get(),
+            pages_untouched: tally.registered.get().saturating_sub(touched),
+            pages_held: tally.held.get(),
+            pages_over_budget: tally.over_budget.get(),
+            pages_broken: tally.broken.get(),
+            fingerprint_collisions: tally.collisions.get(),
+            frames_refused: tally.frames_refused.get(),
+            stable_nodes_queued: self.forest.queued_len() as u64,
+            stable_nodes_replaced: tally.replaced.get(),
+            epoch_lag: self.forest.epoch_lag(),
+            metadata_bytes: world.metadata_bytes()
+                + self.forest.metadata_bytes()
+                + self.frames.metadata_bytes(),
+        }
+    }
+
+    pub(crate) fn stage_times(&self) -> StageTimes {
+        StageTimes {
+            scan: std::time::Duration::from_nanos(self.tally.read_nanos.get()),
+            merge: std::time::Duration::from_nanos(self.tally.merge_nanos.get()),
+            merge_cpu: std::time::Duration::from_nanos(self.tally.merge_cpu_nanos.get()),
+        }
+    }
+}
+
+fn nanos(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

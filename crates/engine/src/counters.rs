@@ -1,0 +1,118 @@
+//! The counters of SEMANTICS S5.5, under the kernel's names, and a few of our own.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// One counter that many threads change.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        // Relaxed: a counter, nothing is ordered by it.
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub(&self, n: u64) {
+        // Relaxed: a counter, nothing is ordered by it.
+        self.0.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        // Relaxed: a counter, nothing is ordered by it.
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What is counted while it happens; the rest of [`Counters`] is asked of the structures.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) registered: Counter,
+    pub(crate) touched: Counter,
+    pub(crate) shared: Counter,
+    pub(crate) sharing: Counter,
+    pub(crate) zero: Counter,
+    pub(crate) held: Counter,
+    pub(crate) over_budget: Counter,
+    pub(crate) scanned: Counter,
+    pub(crate) full_scans: Counter,
+    pub(crate) broken: Counter,
+    pub(crate) collisions: Counter,
+    pub(crate) replaced: Counter,
+    pub(crate) frames_refused: Counter,
+    pub(crate) read_nanos: Counter,
+    pub(crate) merge_nanos: Counter,
+    pub(crate) merge_cpu_nanos: Counter,
+}
+
+/// The state of an engine in numbers. At rest (no scan, no writers) they add up: registered pages
+/// are shared, sharing, unshared, volatile, zero or untouched (S5.6).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counters {
+    /// Frames in use.
+    pub pages_shared: u64,
+    /// Pages mapped to frames beyond the first of each: the pages saved.
+    pub pages_sharing: u64,
+    /// Candidates without a partner.
+    pub pages_unshared: u64,
+    /// Pages looked at whose content has not been seen unchanged twice, or that could not be
+    /// merged (`pages_held`, `pages_over_budget`).
+    pub pages_volatile: u64,
+    /// Looks at pages; a page known unchanged by dirty tracking costs none.
+    pub pages_scanned: u64,
+    /// Times every registered page was visited.
+    pub full_scans: u64,
+    /// Contents with several frames.
+    pub stable_node_chains: u64,
+    /// Frames of such contents.
+    pub stable_node_dups: u64,
+    /// Pages merged with the machine's page of zeros.
+    pub ksm_zero_pages: u64,
+    /// Pages of all regions.
+    pub pages_registered: u64,
+    /// Pages that no scan has found memory at.
+    pub pages_untouched: u64,
+    /// Candidates the machine would not merge when last tried (pinned, mapped to a file).
+    pub pages_held: u64,
+    /// Candidates not merged because it would have taken too many mappings.
+    pub pages_over_budget: u64,
+    /// Merged pages found written to since, in all.
+    pub pages_broken: u64,
+    /// Times two pages had one fingerprint and different content.
+    pub fingerprint_collisions: u64,
+    /// Times a new frame could not be had.
+    pub frames_refused: u64,
+    /// Stable nodes waiting in the migrate queue.
+    pub stable_nodes_queued: u64,
+    /// Stable nodes put in another tree after their frame had moved, in all.
+    pub stable_nodes_replaced: u64,
+    /// Retired parts of the trees that no grace period has freed yet.
+    pub epoch_lag: u64,
+    /// Bytes that all tracking takes, frames not included.
+    pub metadata_bytes: u64,
+}
+
+impl Counters {
+    /// Bytes that merging saves, metadata not subtracted.
+    #[must_use]
+    pub const fn bytes_saved(&self) -> u64 {
+        (self.pages_sharing + self.ksm_zero_pages) * crate::machine::PAGE_SIZE as u64
+    }
+
+    /// Bytes saved less the bytes of metadata.
+    #[must_use]
+    pub const fn general_profit(&self) -> i64 {
+        self.bytes_saved().cast_signed() - self.metadata_bytes.cast_signed()
+    }
+}
+
+/// Where an engine's time went since it was built.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StageTimes {
+    /// Finding what changed, reading, fingerprints, looking up; all shards' clocks added.
+    pub scan: Duration,
+    /// Freezing, verifying, mapping; all shards' clocks added.
+    pub merge: Duration,
+    /// CPU time of the same.
+    pub merge_cpu: Duration,
+}

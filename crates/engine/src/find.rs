@@ -1,0 +1,283 @@
+//! Third stage: which frame each candidate can share, or which page it can make a new one with.
+//!
+//! Candidates of equal fingerprint are taken together: one look-up in the stable tree for all of
+//! them, then one in the unstable tree for what found no room (S3.2).
+
+use numerge_stable_tree::{EntryRef, Fingerprint, Guard, Handle, Kpfn, PageId, Terms, TreeId};
+use rayon::prelude::*;
+
+use crate::core::Core;
+use crate::judge::Candidate;
+use crate::knobs::Knob;
+use crate::machine::PAGE_SIZE;
+use crate::shard::Shard;
+use crate::world::World;
+
+/// Pages read by one call.
+const PIECE_PAGES: usize = 16;
+
+/// Look-ups under one guard.
+const PIN_GROUPS: usize = 512;
+
+/// A page and what it is to be mapped to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Merge {
+    pub(crate) page: PageId,
+    pub(crate) fingerprint: Fingerprint,
+    /// None: the machine's page of zeros.
+    pub(crate) kpfn: Option<Kpfn>,
+    pub(crate) tree: TreeId,
+    pub(crate) node: u16,
+}
+
+/// Pages of equal fingerprint that need new frames: at least two a frame, and no more than the
+/// sharing limit.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) tree: TreeId,
+    pub(crate) node: u16,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) pages: Vec<PageId>,
+    pub(crate) frames: usize,
+}
+
+/// Whether candidates are looked up in the stable tree too. Those whose fingerprint was found there
+/// with other content are not, the second time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Scope {
+    Both,
+    UnstableOnly,
+}
+
+#[derive(Default)]
+pub(crate) struct Found {
+    /// Pages whose share of a frame is reserved, and pages of zeros.
+    pub(crate) merges: Vec<Merge>,
+    pub(crate) groups: Vec<Group>,
+}
+
+/// Candidates of equal fingerprint for which no frame has room.
+struct Leftover {
+    first: Candidate,
+    pages: Vec<PageId>,
+    /// The page that waited for them in the unstable tree. It is looked at now, for if it has
+    /// changed since, what would come about is a frame with one sharer.
+    partner: Option<PageId>,
+}
+
+/// Looks up a batch's candidates; they must be sorted.
+pub(crate) fn find(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    shard: &Shard,
+    candidates: &[Candidate],
+    scope: Scope,
+) -> Found {
+    let mut finder = Finder {
+        core,
+        world,
+        zero: core.knobs.is_on(Knob::UseZeroPages).then_some(core.prints.zero),
+        terms: core.terms(),
+        found: Found::default(),
+        leftovers: Vec::new(),
+        shares: Vec::new(),
+    };
+    let groups: Vec<&[Candidate]> =
+        candidates.chunk_by(|a, b| (a.tree, a.fingerprint) == (b.tree, b.fingerprint)).collect();
+    for some in groups.chunks(PIN_GROUPS) {
+        // A guard for each chunk: a guard held long holds up reclamation for everyone.
+        let guard = reader.pin();
+        for group in some {
+            finder.group(&guard, group, scope);
+        }
+    }
+    let mut leftovers = std::mem::take(&mut finder.leftovers);
+    finder.drop_changed_partners(shard, &mut leftovers);
+    leftovers.into_iter().for_each(|leftover| finder.pair(leftover));
+    finder.found
+}
+
+struct Finder<'a> {
+    core: &'a Core,
+    world: &'a World,
+    zero: Option<Fingerprint>,
+    terms: Terms,
+    found: Found,
+    leftovers: Vec<Leftover>,
+    shares: Vec<(Kpfn, u32)>,
+}
+
+impl Finder<'_> {
+    fn group(&mut self, guard: &Guard<'_>, group: &[Candidate], scope: Scope) {
+        let first = group[0];
+        if scope == Scope::Both && self.zero == Some(first.fingerprint) {
+            self.found.merges.extend(group.iter().map(|candidate| merge(*candidate, None)));
+            return;
+        }
+        let mut left: Vec<PageId> = Vec::new();
+        if scope == Scope::Both {
+            let siblings = self.core.forest.siblings(first.tree, first.fingerprint, guard);
+            let mut entries = siblings.iter();
+            match (entries.next(), siblings.len()) {
+                (None, _) => left.extend(group.iter().map(|candidate| candidate.page)),
+                (Some(entry), 1) => {
+                    let shared = self.reserve(guard, entry, group);
+                    left.extend(group[shared..].iter().map(|candidate| candidate.page));
+                }
+                _ => {
+                    for candidate in group {
+                        if !self.reserve_equal(guard, siblings.iter(), *candidate) {
+                            left.push(candidate.page);
+                        }
+                    }
+                }
+            }
+        } else {
+            left.extend(group.iter().map(|candidate| candidate.page));
+        }
+        self.take_partner(first, left);
+    }
+
+    /// Reserves shares of an entry's frames for as many of the group as there is room for, and
+    /// gives how many that are. Frames side by side get adjacent pages, so that runs come about.
+    fn reserve<'g>(
+        &mut self,
+        guard: &'g Guard<'_>,
+        entry: EntryRef<'g>,
+        group: &[Candidate],
+    ) -> usize {
+        let mut shares = std::mem::take(&mut self.shares);
+        let wanted = group.len() as u64;
+        self.core.forest.reserve(guard, entry, wanted, self.terms, &mut shares);
+        shares.sort_unstable();
+        let mut pages = group.iter();
+        let mut taken = 0;
+        while !shares.is_empty() {
+            shares.retain_mut(|(kpfn, count)| {
+                if let Some(candidate) = pages.next() {
+                    self.found.merges.push(merge(*candidate, Some(*kpfn)));
+                    taken += 1;
+                }
+                *count -= 1;
+                *count > 0
+            });
+        }
+        self.shares = shares;
+        taken
+    }
+
+    /// The same for one page where several contents have its fingerprint: it is compared first.
+    fn reserve_equal<'g>(
+        &mut self,
+        guard: &'g Guard<'_>,
+        mut entries: impl Iterator<Item = EntryRef<'g>>,
+        candidate: Candidate,
+    ) -> bool {
+        let mut content = [[0; PAGE_SIZE]];
+        if self.world.read(candidate.page, &mut content) != 1 {
+            return false;
+        }
+        entries
+            .find(|entry| self.core.entry_is(guard, *entry, &content[0]))
+            .is_some_and(|entry| self.reserve(guard, entry, &[candidate]) == 1)
+    }
+
+    /// Asks the unstable tree for a partner of pages for which no frame has room. A page alone
+    /// without one enters the tree.
+    fn take_partner(&mut self, first: Candidate, pages: Vec<PageId>) {
+        let Candidate { tree, fingerprint, .. } = first;
+        let (unstable, records) = (self.world.unstable(tree), &self.world.pages);
+        let partner = match pages[..] {
+            [] => return,
+            [alone] => match unstable.take_or_insert(records, fingerprint, alone) {
+                None => return,
+                partner => partner,
+            },
+            _ => unstable.take(records, fingerprint),
+        };
+        self.leftovers.push(Leftover { first, pages, partner });
+    }
+
+    /// Reads all partners, in the order of their memory, on the shard's pool.
+    fn drop_changed_partners(&self, shard: &Shard, leftovers: &mut [Leftover]) {
+        let mut partners: Vec<(PageId, &mut Leftover)> = leftovers
+            .iter_mut()
+            .filter_map(|leftover| Some((leftover.partner?, leftover)))
+            .collect();
+        partners.sort_unstable_by_key(|(page, _)| *page);
+        shard.pool.install(|| {
+            partners.par_chunks_mut(PIECE_PAGES).for_each_init(
+                || vec![[0; PAGE_SIZE]; PIECE_PAGES],
+                |buffer, some| {
+                    for run in some.chunk_by_mut(|a, b| self.world.are_adjacent(a.0, b.0)) {
+                        let buffer = &mut buffer[..run.len()];
+                        let read = self.world.read(run[0].0, buffer);
+                        for (place, (page, leftover)) in run.iter_mut().enumerate() {
+                            let content = (place < read).then_some(&buffer[place]);
+                            if !self.is_still(leftover.first, *page, content) {
+                                leftover.partner = None;
+                            }
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    /// Pages for which no frame has room: with a page that waits in the unstable tree, if there is
+    /// one, they need new frames, as few as the limit allows; one that is left over waits (S2.2).
+    fn pair(&mut self, leftover: Leftover) {
+        let Leftover { first, mut pages, partner } = leftover;
+        let Candidate { tree, fingerprint, node, .. } = first;
+        let limit = self.terms.limit as usize;
+        pages.extend(partner);
+        while pages.len() % limit == 1 {
+            let Some(last) = pages.pop() else { break };
+            let unstable = self.world.unstable(tree);
+            let Some(partner) = unstable.take_or_insert(&self.world.pages, fingerprint, last)
+            else {
+                break;
+            };
+            pages.push(last);
+            let mut content = [[0; PAGE_SIZE]];
+            let read = self.world.read(partner, &mut content);
+            if self.is_still(first, partner, (read == 1).then_some(&content[0])) {
+                pages.push(partner);
+            }
+        }
+        if !pages.is_empty() {
+            let frames = pages.len().div_ceil(limit);
+            pages.sort_unstable();
+            self.found.groups.push(Group { tree, node, fingerprint, pages, frames });
+        }
+    }
+
+    /// Whether a page taken from an unstable tree still has the content and the node it had when
+    /// it entered (S4.1). If not, or if that can't be told, it is looked at again.
+    fn is_still(&self, first: Candidate, page: PageId, content: Option<&[u8; PAGE_SIZE]>) -> bool {
+        let is_equal = content.is_some_and(|now| self.core.prints.of(now) == first.fingerprint);
+        let same = is_equal && self.is_on_its_tree(first.tree, page);
+        if !same {
+            self.world.look_again(page);
+        }
+        same
+    }
+
+    fn is_on_its_tree(&self, tree: TreeId, page: PageId) -> bool {
+        if !self.core.has_tree_per_node() {
+            return true;
+        }
+        let (region, index) = self.world.locate(page);
+        let mut nids = Vec::with_capacity(1);
+        let asked = region.vpn(index)..region.vpn(index + 1);
+        let _ = region.program.memory.nodes_of(asked, &mut nids);
+        let node = nids.first().copied().flatten().and_then(|nid| self.core.node_index(nid));
+        node.is_some_and(|node| self.core.tree_of(node) == tree)
+    }
+}
+
+fn merge(candidate: Candidate, kpfn: Option<Kpfn>) -> Merge {
+    let Candidate { tree, fingerprint, page, node } = candidate;
+    Merge { page, fingerprint, kpfn, tree, node }
+}

@@ -1,0 +1,433 @@
+//! A machine that exists only in memory: any nodes, pages whose content is a number, frames, and an
+//! operating system that moves them about. The engine's test bed.
+//!
+//! It is as strict as a real machine is forgiving: whatever would be a use of a frame that is not
+//! the engine's to make (freeing one that a page is mapped to, writing to one that is shared)
+//! panics at once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use numerge_stable_tree::Kpfn;
+use numerge_topology::{Nid, Topology};
+
+use crate::machine::{
+    FrameError, Frames, Kind, Mappings, Memory, MemoryError, Nodes, Outcome, PAGE_SIZE, Run,
+    Target, Vpn, Written,
+};
+
+/// What a page holds: the whole page follows from this number. 0 is a page of zeros.
+pub type Content = u64;
+
+/// The 4096 bytes of a content.
+#[must_use]
+pub fn expand(content: Content) -> [u8; PAGE_SIZE] {
+    let mut page = [0; PAGE_SIZE];
+    if content != 0 {
+        for (word, place) in page.chunks_exact_mut(8).zip(0_u64..) {
+            word.copy_from_slice(
+                &(content ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes(),
+            );
+        }
+    }
+    page
+}
+
+/// The content whose first bytes these are.
+fn shrink(page: &[u8; PAGE_SIZE]) -> Content {
+    let mut word = [0; 8];
+    word.copy_from_slice(&page[..8]);
+    Content::from_le_bytes(word)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mapped {
+    Nothing,
+    Own(Content),
+    Frame(Kpfn),
+    Zero,
+}
+
+impl Mapped {
+    fn kind(self) -> Option<Kind> {
+        match self {
+            Self::Nothing => None,
+            Self::Own(_) => Some(Kind::Private),
+            Self::Frame(_) => Some(Kind::Frame),
+            Self::Zero => Some(Kind::Zero),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    mapped: Mapped,
+    nid: Nid,
+    written: bool,
+    pinned: bool,
+}
+
+#[derive(Debug)]
+struct Frame {
+    content: Content,
+    nid: Nid,
+    maps: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    pages: Vec<Page>,
+    frames: BTreeMap<Kpfn, Frame>,
+    next_kpfn: u64,
+    freed: Vec<Kpfn>,
+    /// Frames that can still be allocated, and private copies that can still be made.
+    frames_left: u64,
+    copies_left: u64,
+    mappings: Mappings,
+}
+
+/// The machine: memory, frames and nodes at once.
+#[derive(Debug)]
+pub struct Machine {
+    topology: Topology,
+    state: Mutex<State>,
+}
+
+impl Machine {
+    /// A machine with these nodes and one program of `pages` untouched pages, numbered from 0.
+    #[must_use]
+    pub fn new(topology: Topology, pages: usize) -> Arc<Self> {
+        let nid = topology.nodes()[0].nid;
+        let untouched = Page { mapped: Mapped::Nothing, nid, written: false, pinned: false };
+        let state = State {
+            pages: vec![untouched; pages],
+            frames: BTreeMap::new(),
+            next_kpfn: 0,
+            freed: Vec::new(),
+            frames_left: u64::MAX,
+            copies_left: u64::MAX,
+            mappings: Mappings { used: 0, limit: u64::MAX },
+        };
+        Arc::new(Self { topology, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The program writes to a page, whose memory is then on `nid` if it is new.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn write(&self, vpn: Vpn, content: Content, nid: Nid) {
+        let mut state = self.state();
+        let page = state.pages[index(vpn)];
+        let nid = if matches!(page.mapped, Mapped::Own(_)) { page.nid } else { nid };
+        state.unmap(page.mapped);
+        let page = &mut state.pages[index(vpn)];
+        *page = Page { mapped: Mapped::Own(content), nid, written: true, ..*page };
+    }
+
+    /// What the program reads.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[must_use]
+    pub fn read(&self, vpn: Vpn) -> Content {
+        let state = self.state();
+        state.content(state.pages[index(vpn)].mapped)
+    }
+
+    /// The program gives a page back: it is untouched again.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn discard(&self, vpn: Vpn) {
+        let mut state = self.state();
+        let page = state.pages[index(vpn)];
+        state.unmap(page.mapped);
+        state.pages[index(vpn)] = Page { mapped: Mapped::Nothing, written: false, ..page };
+    }
+
+    /// The frame a page is mapped to.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[must_use]
+    pub fn frame_of(&self, vpn: Vpn) -> Option<Kpfn> {
+        match self.state().pages[index(vpn)].mapped {
+            Mapped::Frame(kpfn) => Some(kpfn),
+            _ => None,
+        }
+    }
+
+    /// The operating system moves a page's own memory.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn move_page(&self, vpn: Vpn, nid: Nid) {
+        self.state().pages[index(vpn)].nid = nid;
+    }
+
+    /// The operating system moves a frame.
+    ///
+    /// # Panics
+    /// If there is no such frame.
+    pub fn move_frame(&self, kpfn: Kpfn, nid: Nid) {
+        self.state().frames.get_mut(&kpfn).expect("a frame in use").nid = nid;
+    }
+
+    /// Pins a page for DMA, or lets go of it.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    pub fn pin(&self, vpn: Vpn, pinned: bool) {
+        self.state().pages[index(vpn)].pinned = pinned;
+    }
+
+    /// Frames in use, with the node each is on and how many pages are mapped to it.
+    #[must_use]
+    pub fn frames(&self) -> Vec<(Kpfn, Nid, u64)> {
+        self.state().frames.iter().map(|(kpfn, frame)| (*kpfn, frame.nid, frame.maps)).collect()
+    }
+
+    /// Lets only so many more frames be allocated, and private copies be made in unmerging.
+    pub fn limit(&self, frames: u64, copies: u64) {
+        let mut state = self.state();
+        state.frames_left = frames;
+        state.copies_left = copies;
+    }
+
+    /// Says how many mappings the program has and may have.
+    pub fn set_mappings(&self, mappings: Mappings) {
+        self.state().mappings = mappings;
+    }
+}
+
+fn index(vpn: Vpn) -> usize {
+    usize::try_from(vpn.0).expect("a page of the machine")
+}
+
+impl State {
+    fn content(&self, mapped: Mapped) -> Content {
+        match mapped {
+            Mapped::Own(content) => content,
+            Mapped::Frame(kpfn) => self.frames[&kpfn].content,
+            Mapped::Nothing | Mapped::Zero => 0,
+        }
+    }
+
+    fn unmap(&mut self, mapped: Mapped) {
+        if let Mapped::Frame(kpfn) = mapped {
+            self.frames.get_mut(&kpfn).expect("a mapped frame is in use").maps -= 1;
+        }
+    }
+
+    fn merge(&mut self, vpn: Vpn, target: Option<Kpfn>) -> Outcome {
+        let page = self.pages[index(vpn)];
+        let content = target.map_or(0, |kpfn| self.frames[&kpfn].content);
+        if page.mapped == Mapped::Nothing {
+            return Outcome::Gone;
+        }
+        assert!(matches!(page.mapped, Mapped::Own(_)), "page {vpn:?} is merged already");
+        if page.pinned {
+            return Outcome::Pinned;
+        }
+        if self.content(page.mapped) != content {
+            return Outcome::Differs;
+        }
+        if let Some(kpfn) = target {
+            self.frames.get_mut(&kpfn).expect("a target is in use").maps += 1;
+        }
+        let page = &mut self.pages[index(vpn)];
+        page.mapped = target.map_or(Mapped::Zero, Mapped::Frame);
+        // A new mapping counts as written at the next walk, as on Linux.
+        page.written = true;
+        Outcome::Merged
+    }
+}
+
+impl Memory for Machine {
+    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
+        let mut state = self.state();
+        let range = index(pages.start)..index(pages.end);
+        let Some(registered) = state.pages.get_mut(range) else {
+            return Err(MemoryError::NotMergeable(pages));
+        };
+        registered.iter_mut().for_each(|page| page.written = page.mapped != Mapped::Nothing);
+        Ok(())
+    }
+
+    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
+        let state = self.state();
+        let merged = state.pages[index(pages.start)..index(pages.end)]
+            .iter()
+            .any(|page| matches!(page.mapped, Mapped::Frame(_)));
+        assert!(!merged, "unregistered while merged");
+        Ok(())
+    }
+
+    fn written(
+        &self,
+        pages: Range<Vpn>,
+        max_pages: u64,
+        out: &mut Vec<Written>,
+    ) -> Result<Vpn, MemoryError> {
+        let mut state = self.state();
+        let mut left = max_pages;
+        let mut at = pages.start;
+        while at < pages.end && left > 0 {
+            let page = &mut state.pages[index(at)];
+            let next = at.plus(1);
+            at = next;
+            if std::mem::take(&mut page.written) {
+                let Some(kind) = page.mapped.kind() else { continue };
+                match out.last_mut() {
+                    Some(last) if last.pages.end.plus(1) == next && last.kind == kind => {
+                        last.pages.end = next;
+                    }
+                    _ => out.push(Written { pages: Vpn(next.0 - 1)..next, kind }),
+                }
+                left -= 1;
+            }
+        }
+        Ok(at)
+    }
+
+    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+        let state = self.state();
+        let pages = &state.pages[index(pages.start)..index(pages.end)];
+        out.extend(pages.iter().map(|page| page.mapped.kind()));
+        Ok(())
+    }
+
+    fn read(&self, first: Vpn, buf: &mut [u8]) -> usize {
+        let state = self.state();
+        let pages = buf.as_chunks_mut::<PAGE_SIZE>().0;
+        for (place, page) in pages.iter_mut().enumerate() {
+            match state.pages.get(index(first) + place).map(|page| page.mapped) {
+                None | Some(Mapped::Nothing) => return place,
+                Some(mapped) => *page = expand(state.content(mapped)),
+            }
+        }
+        pages.len()
+    }
+
+    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
+        let mut state = self.state();
+        for run in runs {
+            for place in 0..run.pages.end.0 - run.pages.start.0 {
+                let target = match run.target {
+                    Target::Frames(first) => Some(first.plus(place)),
+                    Target::Zero => None,
+                };
+                out.push(state.merge(run.pages.start.plus(place), target));
+            }
+        }
+    }
+
+    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
+        let mut state = self.state();
+        for vpn in ranges.iter().flat_map(|range| range.start.0..range.end.0).map(Vpn) {
+            let page = state.pages[index(vpn)];
+            if matches!(page.mapped, Mapped::Frame(_) | Mapped::Zero) {
+                state.copies_left =
+                    state.copies_left.checked_sub(1).ok_or(MemoryError::OutOfMemory)?;
+                let nid = match page.mapped {
+                    Mapped::Frame(kpfn) => state.frames[&kpfn].nid,
+                    _ => page.nid,
+                };
+                let content = state.content(page.mapped);
+                state.unmap(page.mapped);
+                let page = &mut state.pages[index(vpn)];
+                *page = Page { mapped: Mapped::Own(content), nid, written: true, ..*page };
+            }
+        }
+        Ok(())
+    }
+
+    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+        let state = self.state();
+        out.extend(state.pages[index(pages.start)..index(pages.end)].iter().map(|page| {
+            match page.mapped {
+                Mapped::Nothing => None,
+                Mapped::Frame(kpfn) => Some(state.frames[&kpfn].nid),
+                Mapped::Own(_) | Mapped::Zero => Some(page.nid),
+            }
+        }));
+        Ok(())
+    }
+
+    fn mappings(&self) -> Result<Mappings, MemoryError> {
+        Ok(self.state().mappings)
+    }
+}
+
+impl Frames for Machine {
+    fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError> {
+        let mut state = self.state();
+        let count = count.min(state.frames_left);
+        if count == 0 {
+            return Err(FrameError::OutOfMemory(nid));
+        }
+        state.frames_left -= count;
+        // Now and then a freed number is used again, alone; new ones are adjacent.
+        let first = match state.freed.pop() {
+            Some(kpfn) => kpfn,
+            None => Kpfn(state.next_kpfn),
+        };
+        let fresh = first.0 == state.next_kpfn;
+        let end = first.plus(if fresh { count } else { 1 });
+        state.next_kpfn = state.next_kpfn.max(end.0);
+        for kpfn in (first.0..end.0).map(Kpfn) {
+            state.frames.insert(kpfn, Frame { content: 0, nid, maps: 0 });
+        }
+        Ok(first..end)
+    }
+
+    fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]) {
+        let mut state = self.state();
+        let frame = state.frames.get_mut(&kpfn).expect("written frames are in use");
+        assert_eq!(frame.maps, 0, "frame {kpfn:?} is written while pages are mapped to it");
+        frame.content = shrink(content);
+    }
+
+    fn read(&self, kpfn: Kpfn, content: &mut [u8; PAGE_SIZE]) {
+        *content = expand(self.state().frames[&kpfn].content);
+    }
+
+    fn free(&self, kpfns: &[Kpfn]) {
+        let mut state = self.state();
+        for kpfn in kpfns {
+            let frame = state.frames.remove(kpfn).expect("freed frames are in use");
+            assert_eq!(frame.maps, 0, "frame {kpfn:?} is freed while pages are mapped to it");
+            state.frames_left = state.frames_left.saturating_add(1);
+            state.freed.push(*kpfn);
+        }
+    }
+
+    fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>) {
+        let state = self.state();
+        out.extend(kpfns.iter().map(|kpfn| state.frames.get(kpfn).map(|frame| frame.nid)));
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl Nodes for Machine {
+    fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    fn run_on(&self, _: Nid) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn thread_cpu_time(&self) -> Duration {
+        Duration::ZERO
+    }
+}

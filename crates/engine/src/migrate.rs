@@ -1,0 +1,131 @@
+//! Frames that the operating system moved to another node: to the migrate queue, and from it to the
+//! tree of the node they are on now (S4.3, S4.4).
+
+use std::ops::Range;
+
+use numerge_stable_tree::{
+    EntryRef, Fingerprint, Guard, Handle, Kpfn, PageId, PageState, Queued, rmap,
+};
+
+use crate::core::Core;
+use crate::find::Merge;
+use crate::machine::PAGE_SIZE;
+use crate::record::{give_back, unshare};
+use crate::world::World;
+
+/// Contents walked, and frames whose nodes are asked for, at once.
+const WALKED: usize = 1024;
+
+const ALL: Range<Kpfn> = Kpfn(0)..Kpfn(1 << Kpfn::BITS);
+
+/// Queues every stable node whose frame is not on its tree's node any more.
+pub(crate) fn sweep(core: &Core, reader: &Handle) {
+    let (mut kpfns, mut nids) = (Vec::new(), Vec::new());
+    for node in 0..core.node_count() {
+        let tree = core.tree_of(node);
+        let mut next = Some(Fingerprint::new(0));
+        while let Some(from) = next {
+            kpfns.clear();
+            nids.clear();
+            next = core.forest.collect(&reader.pin(), tree, &ALL, from, WALKED, &mut kpfns);
+            core.frames.nodes_of(&kpfns, &mut nids);
+            let guard = reader.pin();
+            for (kpfn, nid) in kpfns.iter().zip(&nids) {
+                let node = nid.and_then(|nid| core.node_index(nid));
+                if node.is_some_and(|node| core.tree_of(node) != tree) {
+                    core.forest.to_queue(&guard, *kpfn);
+                }
+            }
+        }
+    }
+}
+
+/// Places what is queued now.
+pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle) {
+    let (mut nids, mut content) = (Vec::with_capacity(1), [0; PAGE_SIZE]);
+    for _ in 0..core.forest.queued_len() {
+        let Some(queued) = core.forest.take_queued(&reader.pin()) else { return };
+        nids.clear();
+        core.frames.nodes_of(&[queued.kpfn()], &mut nids);
+        let node = nids.first().copied().flatten().and_then(|nid| core.node_index(nid));
+        match node {
+            Some(node) => {
+                core.frames.read(queued.kpfn(), &mut content);
+                place(core, world, reader, queued, node, &content);
+            }
+            // Nobody can say where it is: it waits until someone can.
+            None => core.forest.requeue(queued),
+        }
+    }
+}
+
+fn place(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    queued: Queued,
+    node: u16,
+    content: &[u8; PAGE_SIZE],
+) {
+    let (kpfn, tree) = (queued.kpfn(), core.tree_of(node));
+    let guard = reader.pin();
+    let siblings = core.forest.siblings(tree, queued.fingerprint(), &guard);
+    let equal = siblings.iter().find(|entry| core.entry_is(&guard, *entry, content));
+    let target = equal.and_then(|entry| share_for_the_only_sharer(core, &guard, kpfn, entry));
+    if let Some(target) = target {
+        let fingerprint = queued.fingerprint();
+        core.forest.detach(&guard, queued);
+        drop(guard);
+        let to = Merge { page: PageId(0), fingerprint, kpfn: Some(target), tree, node };
+        move_sharers(core, world, reader, kpfn, to);
+        core.tally.replaced.add(1);
+        return;
+    }
+    let placed = match equal {
+        Some(entry) => core.forest.place_dup(&guard, entry, queued),
+        None => core.forest.place_new(&guard, &siblings, queued),
+    };
+    match placed {
+        Ok(()) => core.tally.replaced.add(1),
+        // The tree changed, the range is closed, or too many contents have its fingerprint there.
+        Err((queued, _)) => core.forest.requeue(queued),
+    }
+}
+
+/// Where a frame has one sharer, that page is better merged into a dup that has room (S4.4).
+fn share_for_the_only_sharer<'g>(
+    core: &Core,
+    guard: &'g Guard<'_>,
+    kpfn: Kpfn,
+    entry: EntryRef<'g>,
+) -> Option<Kpfn> {
+    if core.forest.sharers(kpfn) != 1 {
+        return None;
+    }
+    let mut shares = Vec::with_capacity(1);
+    core.forest.reserve(guard, entry, 1, core.terms(), &mut shares);
+    shares.first().map(|(target, _)| *target)
+}
+
+/// Takes the pages mapped to a frame off it and merges the one there is with `to`, whose share is
+/// reserved. Where the machine refuses, the page stays where it is.
+fn move_sharers(core: &Core, world: &World, reader: &Handle, from: Kpfn, to: Merge) {
+    let mut pages = Vec::with_capacity(1);
+    rmap::sharers(core.rmap_head(from), &world.pages, &mut pages);
+    let page = pages.first().copied().filter(|page| {
+        let (region, index) = world.locate(*page);
+        let vpns = region.vpn(index)..region.vpn(index + 1);
+        region.program.memory.unmerge(&[vpns]).is_ok()
+    });
+    let guard = reader.pin();
+    let Some(page) = page else {
+        give_back(core, &guard, &to);
+        return;
+    };
+    unshare(core, world, &guard, page, from, PageState::Busy);
+    drop(guard);
+    for again in core.execute(world, reader, vec![Merge { page, ..to }]) {
+        world.record(again.page).set(PageState::Held(again.fingerprint));
+        core.tally.held.add(1);
+    }
+}

@@ -1,0 +1,65 @@
+//! Fifth stage: runs, long ones first, within each program's mapping budget.
+
+use std::sync::Arc;
+
+use crate::find::Merge;
+use crate::machine::{Run, Target};
+use crate::program::Program;
+use crate::world::World;
+
+/// What one program is asked to merge, and the pages of it in the order of the runs.
+pub(crate) struct Plan {
+    pub(crate) program: Arc<Program>,
+    pub(crate) runs: Vec<Run>,
+    pub(crate) merges: Vec<Merge>,
+}
+
+/// Plans for all programs, and the merges that no mappings are left for.
+#[derive(Default)]
+pub(crate) struct Planned {
+    pub(crate) plans: Vec<Plan>,
+    pub(crate) over_budget: Vec<Merge>,
+}
+
+/// Cuts merges into runs: pages side by side in one region, mapped to frames side by side.
+pub(crate) fn plan(world: &World, mut merges: Vec<Merge>) -> Planned {
+    merges.sort_unstable_by_key(|merge| merge.page);
+    let follows = |a: &Merge, b: &Merge| {
+        b.page.0 == a.page.0 + 1
+            && match (a.kpfn, b.kpfn) {
+                (Some(a), Some(b)) => a.plus(1) == b,
+                (None, None) => true,
+                _ => false,
+            }
+            && world.pages.locate(a.page).0 == world.pages.locate(b.page).0
+    };
+    let mut by_program: Vec<(Arc<Program>, Vec<&[Merge]>)> = Vec::new();
+    for run in merges.chunk_by(follows) {
+        let program = &world.locate(run[0].page).0.program;
+        match by_program.iter_mut().find(|(known, _)| Arc::ptr_eq(known, program)) {
+            Some((_, runs)) => runs.push(run),
+            None => by_program.push((Arc::clone(program), vec![run])),
+        }
+    }
+    let mut planned = Planned::default();
+    for (program, mut runs) in by_program {
+        let wanted = runs.len() as u64;
+        // A program that can't be asked is not merged.
+        let allowed = program.take_runs(wanted).unwrap_or(0);
+        if allowed < wanted {
+            runs.sort_by_key(|run| std::cmp::Reverse(run.len()));
+            let allowed = usize::try_from(allowed).expect("fewer than there are runs");
+            planned.over_budget.extend(runs.drain(allowed..).flatten());
+        }
+        let merges = runs.iter().copied().flatten().copied().collect();
+        let runs = runs.iter().map(|run| to_run(world, run)).collect();
+        planned.plans.push(Plan { program, runs, merges });
+    }
+    planned
+}
+
+fn to_run(world: &World, merges: &[Merge]) -> Run {
+    let (region, index) = world.locate(merges[0].page);
+    let pages = region.vpn(index)..region.vpn(index + merges.len() as u64);
+    Run { pages, target: merges[0].kpfn.map_or(Target::Zero, Target::Frames) }
+}

@@ -1,0 +1,130 @@
+//! Last stage: what the machine made of the merges, written down.
+
+use numerge_stable_tree::{Guard, Handle, Kpfn, PageId, PageState, rmap};
+
+use crate::core::Core;
+use crate::find::Merge;
+use crate::judge::{Broken, Candidate};
+use crate::machine::{Outcome, PAGE_SIZE};
+use crate::world::World;
+
+/// Records written under one guard.
+const PIN_PAGES: usize = 512;
+
+/// Takes pages that were written to out of the rmap lists of their frames (S3.6).
+pub(crate) fn record_broken(core: &Core, world: &World, reader: &Handle, broken: &[Broken]) {
+    for some in broken.chunks(PIN_PAGES) {
+        let guard = reader.pin();
+        for Broken { page, kpfn, left } in some {
+            unshare(core, world, &guard, *page, *kpfn, *left);
+        }
+    }
+    core.tally.broken.add(broken.len() as u64);
+}
+
+/// Ends one page's share of a frame.
+pub(crate) fn unshare(
+    core: &Core,
+    world: &World,
+    guard: &Guard<'_>,
+    page: PageId,
+    kpfn: Kpfn,
+    left: PageState,
+) {
+    let last = rmap::unlink(core.rmap_head(kpfn), &world.pages, kpfn, page, left);
+    if last {
+        core.tally.shared.sub(1);
+    } else {
+        core.tally.sharing.sub(1);
+    }
+    core.forest.give_up(guard, kpfn);
+}
+
+/// Records merges left out for want of mappings.
+pub(crate) fn record_over_budget(core: &Core, world: &World, reader: &Handle, merges: &[Merge]) {
+    for some in merges.chunks(PIN_PAGES) {
+        let guard = reader.pin();
+        for merge in some {
+            give_back(core, &guard, merge);
+            world.record(merge.page).set(PageState::OverBudget(merge.fingerprint));
+        }
+    }
+    core.tally.over_budget.add(merges.len() as u64);
+}
+
+/// Gives up the share reserved for a merge that did not come about.
+pub(crate) fn give_back(core: &Core, guard: &Guard<'_>, merge: &Merge) {
+    if let Some(kpfn) = merge.kpfn {
+        core.forest.give_up(guard, kpfn);
+    }
+}
+
+/// Records what became of merges. Gives the pages that had their frame's fingerprint and not its
+/// content: they are candidates still.
+pub(crate) fn record(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    merges: &[Merge],
+    outcomes: &[Outcome],
+) -> Vec<Candidate> {
+    let mut collided = Vec::new();
+    let outcomes = outcomes.iter().copied().chain(std::iter::repeat(Outcome::Pinned));
+    let done: Vec<(Merge, Outcome)> = merges.iter().copied().zip(outcomes).collect();
+    for some in done.chunks(PIN_PAGES) {
+        let mut differ = Vec::new();
+        let guard = reader.pin();
+        for (merge, outcome) in some {
+            if *outcome != Outcome::Merged {
+                give_back(core, &guard, merge);
+            }
+            match outcome {
+                Outcome::Merged => merged(core, world, merge),
+                Outcome::Differs => differ.push(*merge),
+                Outcome::Pinned | Outcome::Refused => {
+                    world.record(merge.page).set(PageState::Held(merge.fingerprint));
+                    core.tally.held.add(1);
+                }
+                Outcome::Exhausted => {
+                    world.record(merge.page).set(PageState::OverBudget(merge.fingerprint));
+                    core.tally.over_budget.add(1);
+                }
+                Outcome::Gone => {
+                    world.record(merge.page).set(PageState::Untouched);
+                    core.tally.touched.sub(1);
+                }
+            }
+        }
+        drop(guard);
+        collided.extend(differ.into_iter().filter_map(|merge| changed(core, world, merge)));
+    }
+    collided.sort_unstable();
+    collided
+}
+
+fn merged(core: &Core, world: &World, merge: &Merge) {
+    let Some(kpfn) = merge.kpfn else {
+        world.record(merge.page).set(PageState::Zero);
+        core.tally.zero.add(1);
+        return;
+    };
+    if rmap::link(core.rmap_head(kpfn), &world.pages, kpfn, merge.page) {
+        core.tally.shared.add(1);
+    } else {
+        core.tally.sharing.add(1);
+    }
+}
+
+/// A page that differed from its frame: it changed since it was looked at, as a rule. If it still
+/// has the fingerprint, two contents have the same one.
+fn changed(core: &Core, world: &World, merge: Merge) -> Option<Candidate> {
+    let Merge { page, fingerprint, tree, node, .. } = merge;
+    let mut content = [[0; PAGE_SIZE]];
+    if world.read(page, &mut content) == 1 && core.prints.of(&content[0]) == fingerprint {
+        core.tally.collisions.add(1);
+        world.record(page).set(PageState::Seen(fingerprint));
+        return Some(Candidate { tree, fingerprint, page, node });
+    }
+    world.look_again(page);
+    None
+}

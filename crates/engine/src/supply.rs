@@ -1,0 +1,210 @@
+//! Fourth stage: new frames for the groups that need them, filled and in the stable tree.
+//!
+//! Frames are numbered in the order of the first pages they are for, so that pages side by side get
+//! frames side by side, in this program and in the next that holds the same run; and the frames of
+//! one content lie side by side, so that a run of equal pages can be mapped as one piece too.
+
+use std::ops::Range;
+
+use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, Refused};
+use rayon::prelude::*;
+
+use crate::core::Core;
+use crate::find::{Group, Merge};
+use crate::machine::{Frames, PAGE_SIZE};
+use crate::shard::Shard;
+use crate::world::World;
+
+/// Pages read by one call.
+const PIECE_PAGES: usize = 16;
+
+/// A group and its frames.
+struct Supplied {
+    group: Group,
+    frames: Vec<Kpfn>,
+    filled: bool,
+}
+
+/// Gives each group its frames and appends what is to be merged to `merges`. Groups that can't have
+/// any are put back.
+pub(crate) fn supply(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    shard: &Shard,
+    mut groups: Vec<Group>,
+    merges: &mut Vec<Merge>,
+) {
+    groups.sort_unstable_by_key(|group| group.pages[0]);
+    let mut supplied = allocate(core, world, groups);
+    shard.pool.install(|| {
+        supplied.par_chunks_mut(PIECE_PAGES).for_each_init(
+            || vec![[0; PAGE_SIZE]; PIECE_PAGES],
+            |buffer, some| fill(core, world, some, buffer),
+        );
+    });
+    let mut unused = Vec::new();
+    for Supplied { group, frames, filled } in supplied {
+        if filled {
+            publish(core, world, reader, &group, &frames, merges);
+        } else {
+            group.pages.iter().for_each(|page| world.look_again(*page));
+            unused.extend(frames);
+        }
+    }
+    if !unused.is_empty() {
+        core.frames.free(&unused);
+    }
+}
+
+/// Has pages that could not be merged tried again by the next scan.
+fn hold(core: &Core, world: &World, pages: &[PageId], fingerprint: Fingerprint) {
+    for &page in pages {
+        world.record(page).set(PageState::Held(fingerprint));
+        let (region, index) = world.locate(page);
+        region.pending.add(index);
+    }
+    core.tally.held.add(pages.len() as u64);
+}
+
+/// Takes frames from the pools, as many in one piece as there are.
+fn allocate(core: &Core, world: &World, groups: Vec<Group>) -> Vec<Supplied> {
+    let mut needed = vec![0_u64; core.nids.len()];
+    for group in &groups {
+        needed[usize::from(group.node)] += group.frames as u64;
+    }
+    let mut pieces: Vec<Range<Kpfn>> = vec![Kpfn(0)..Kpfn(0); core.nids.len()];
+    let mut supplied = Vec::with_capacity(groups.len());
+    for group in groups {
+        let node = usize::from(group.node);
+        let mut frames = Vec::with_capacity(group.frames);
+        while frames.len() < group.frames {
+            let piece = &mut pieces[node];
+            if piece.start == piece.end {
+                match core.frames.allocate(core.nids[node], needed[node]) {
+                    Ok(more) => *piece = more,
+                    Err(_) => break,
+                }
+            }
+            frames.push(piece.start);
+            piece.start = piece.start.plus(1);
+            needed[node] = needed[node].saturating_sub(1).max(1);
+        }
+        if frames.len() == group.frames {
+            supplied.push(Supplied { group, frames, filled: false });
+        } else {
+            core.tally.frames_refused.add(group.frames as u64);
+            hold(core, world, &group.pages, group.fingerprint);
+            if !frames.is_empty() {
+                core.frames.free(&frames);
+            }
+        }
+    }
+    for piece in pieces {
+        let rest: Vec<Kpfn> = (piece.start.0..piece.end.0).map(Kpfn).collect();
+        if !rest.is_empty() {
+            core.frames.free(&rest);
+        }
+    }
+    supplied
+}
+
+/// Copies a page of each group to its frames. The copy counts, not the page: it is what the
+/// fingerprint must be right for, since the page may change while it is copied.
+fn fill(core: &Core, world: &World, some: &mut [Supplied], buffer: &mut [[u8; PAGE_SIZE]]) {
+    let adjacent =
+        |a: &Supplied, b: &Supplied| world.are_adjacent(a.group.pages[0], b.group.pages[0]);
+    for run in some.chunk_by_mut(adjacent) {
+        let buffer = &mut buffer[..run.len()];
+        let read = world.read(run[0].group.pages[0], buffer);
+        for (place, supplied) in run.iter_mut().enumerate() {
+            let read = (place < read).then_some(&buffer[place]);
+            if let Some(content) = read
+                && core.prints.of(content) == supplied.group.fingerprint
+            {
+                write(&*core.frames, supplied, content);
+            } else {
+                fill_from_another(core, world, supplied);
+            }
+        }
+    }
+}
+
+fn fill_from_another(core: &Core, world: &World, supplied: &mut Supplied) {
+    let mut content = [[0; PAGE_SIZE]];
+    for &page in &supplied.group.pages[1..] {
+        if world.read(page, &mut content) == 1
+            && core.prints.of(&content[0]) == supplied.group.fingerprint
+        {
+            write(&*core.frames, supplied, &content[0]);
+            return;
+        }
+    }
+}
+
+fn write(frames: &dyn Frames, supplied: &mut Supplied, content: &[u8; PAGE_SIZE]) {
+    for &kpfn in &supplied.frames {
+        frames.write(kpfn, content);
+    }
+    supplied.filled = true;
+}
+
+/// Puts a group's frames in the stable tree, each with the shares of the pages to be mapped to it.
+fn publish(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    group: &Group,
+    frames: &[Kpfn],
+    merges: &mut Vec<Merge>,
+) {
+    for (place, &kpfn) in frames.iter().enumerate() {
+        let pages = || group.pages.iter().copied().skip(place).step_by(frames.len());
+        let shares = u32::try_from(pages().count()).expect("no more than the sharing limit");
+        core.forest.create(kpfn, shares);
+        if insert(core, reader, group, kpfn) {
+            merges.extend(pages().map(|page| Merge {
+                page,
+                fingerprint: group.fingerprint,
+                kpfn: Some(kpfn),
+                tree: group.tree,
+                node: group.node,
+            }));
+        } else {
+            let guard = reader.pin();
+            let pages: Vec<PageId> = pages().collect();
+            for _ in &pages {
+                core.forest.give_up(&guard, kpfn);
+            }
+            hold(core, world, &pages, group.fingerprint);
+        }
+    }
+}
+
+/// Inserts a frame under its fingerprint: as a dup of the entry that has its content, else as an
+/// entry of its own. False if it can't be: there are too many contents of this fingerprint, or its
+/// range is being taken offline.
+fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn) -> bool {
+    let mut content = [0; PAGE_SIZE];
+    core.frames.read(kpfn, &mut content);
+    let guard = reader.pin();
+    loop {
+        let siblings = core.forest.siblings(group.tree, group.fingerprint, &guard);
+        let equal = siblings.iter().find(|entry| core.entry_is(&guard, *entry, &content));
+        let inserted = match equal {
+            Some(entry) => core.forest.add_dup(&guard, entry, kpfn),
+            None => core.forest.insert(&guard, &siblings, kpfn),
+        };
+        match inserted {
+            Ok(()) => {
+                if equal.is_none() && !siblings.is_empty() {
+                    core.tally.collisions.add(1);
+                }
+                return true;
+            }
+            // Another shard changed what is there: look again.
+            Err(Refused::Changed) => {}
+            Err(Refused::TooManySiblings | Refused::Closed | Refused::NotDetached) => return false,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Giving merged pages memory of their own again, in pieces that hold nobody up for long (S5.2).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use numerge_stable_tree::{Handle, PageState};
+
+use crate::core::Core;
+use crate::machine::{MemoryError, Vpn};
+use crate::record::unshare;
+use crate::region::Region;
+use crate::world::World;
+
+/// Pages unmerged while everything else waits: at 2 to 4 us a page, 1 to 2 ms.
+const PIECE_PAGES: u64 = 512;
+
+/// Why not everything was unmerged. What still is merged is intact and stays tracked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnmergeError {
+    /// Another run state was asked for meanwhile.
+    #[error("interrupted: run was set to another value before all pages were unmerged")]
+    Interrupted,
+    /// The machine could not do it; most often there is no memory for the private copies.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Unmerges all pages of all regions while `go_on` says so.
+pub(crate) fn unmerge_all(
+    core: &Core,
+    reader: &Handle,
+    go_on: impl Fn() -> bool,
+) -> Result<(), UnmergeError> {
+    let regions: Vec<Arc<Region>> = core.world().regions().map(Arc::clone).collect();
+    regions.iter().try_for_each(|region| unmerge_region(core, reader, region, &go_on))
+}
+
+/// Unmerges the pages of one region. A region that was unregistered meanwhile is done already.
+pub(crate) fn unmerge_region(
+    core: &Core,
+    reader: &Handle,
+    region: &Arc<Region>,
+    go_on: &impl Fn() -> bool,
+) -> Result<(), UnmergeError> {
+    let mut start = 0;
+    while start < region.len() {
+        if !go_on() {
+            return Err(UnmergeError::Interrupted);
+        }
+        let end = (start + PIECE_PAGES).min(region.len());
+        let world = core.world_mut();
+        if !world.holds(region) {
+            return Ok(());
+        }
+        let unmerged = unmerge_piece(core, &world, reader, region, start..end);
+        drop(world);
+        if unmerged? {
+            core.return_freed(reader);
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+/// True if there was anything to do.
+fn unmerge_piece(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    region: &Region,
+    pages: Range<u64>,
+) -> Result<bool, MemoryError> {
+    let is_merged = |index: &u64| {
+        matches!(world.record(region.page(*index)).state(), PageState::Merged(_) | PageState::Zero)
+    };
+    let merged: Vec<u64> = pages.filter(is_merged).collect();
+    if merged.is_empty() {
+        return Ok(false);
+    }
+    let runs: Vec<Range<Vpn>> = merged
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| region.vpn(run[0])..region.vpn(run[run.len() - 1] + 1))
+        .collect();
+    region.program.memory.unmerge(&runs)?;
+    let guard = reader.pin();
+    for index in merged {
+        let page = region.page(index);
+        match world.record(page).state() {
+            PageState::Merged(kpfn) => {
+                unshare(core, world, &guard, page, kpfn, PageState::Unread);
+            }
+            _ => {
+                world.record(page).set(PageState::Unread);
+                core.tally.zero.sub(1);
+            }
+        }
+        region.pending.add(index);
+    }
+    Ok(true)
+}
+
+/// Takes a region's pages out of every structure and forgets the region (S5.3).
+pub(crate) fn unregister(
+    core: &Core,
+    reader: &Handle,
+    region: &Arc<Region>,
+) -> Result<(), MemoryError> {
+    region.set_closing(true);
+    let unmerged = unmerge_region(core, reader, region, &|| true).and_then(|()| {
+        let mut world = core.world_mut();
+        if world.holds(region) {
+            region.program.memory.unregister(region.pages.clone())?;
+            forget(core, &mut world, region);
+        }
+        Ok(())
+    });
+    match unmerged {
+        Ok(()) | Err(UnmergeError::Interrupted) => Ok(()),
+        Err(UnmergeError::Memory(error)) => {
+            region.set_closing(false);
+            Err(error)
+        }
+    }
+}
+
+/// No batch is under way, and nothing of the region is merged.
+fn forget(core: &Core, world: &mut World, region: &Region) {
+    let tally = &core.tally;
+    for index in 0..region.len() {
+        let page = region.page(index);
+        match world.record(page).state() {
+            PageState::Untouched => continue,
+            PageState::Unshared(_) => {
+                world.remove_unshared(page);
+            }
+            PageState::Held(_) => tally.held.sub(1),
+            PageState::OverBudget(_) => tally.over_budget.sub(1),
+            _ => {}
+        }
+        tally.touched.sub(1);
+    }
+    tally.registered.sub(region.len());
+    world.remove(region.slot);
+    world.resize(0);
+}

@@ -1,0 +1,152 @@
+//! The tables that a batch works on, behind one lock.
+//!
+//! A batch holds it for reading from its first look to its last record, so that several shards work
+//! at once, and everything that must not meet a batch half done (regions that come and go, knobs
+//! that change only while nothing is shared, unmerging, tables that grow) holds it for writing, in
+//! short pieces.
+
+use std::sync::Arc;
+
+use numerge_stable_tree::{
+    PageId, PageState, PageTable, Record, Records, Slot, TreeId, UnstableTree,
+};
+
+use crate::machine::PAGE_SIZE;
+use crate::region::Region;
+
+/// Regions, records of pages, candidates.
+pub(crate) struct World {
+    pub(crate) pages: PageTable,
+    /// By slot.
+    regions: Vec<Option<Arc<Region>>>,
+    /// By tree.
+    unstable: Vec<UnstableTree>,
+}
+
+impl World {
+    pub(crate) fn new(trees: usize) -> Self {
+        Self {
+            pages: PageTable::default(),
+            regions: Vec::new(),
+            unstable: (0..trees).map(|_| UnstableTree::default()).collect(),
+        }
+    }
+
+    pub(crate) fn regions(&self) -> impl Iterator<Item = &Arc<Region>> {
+        self.regions.iter().flatten()
+    }
+
+    /// The region in a slot in use.
+    pub(crate) fn region(&self, slot: Slot) -> &Arc<Region> {
+        self.regions[slot.index()].as_ref().expect("the slot of a tracked page is in use")
+    }
+
+    /// Whether a region is still registered.
+    pub(crate) fn holds(&self, region: &Arc<Region>) -> bool {
+        let here = self.regions.get(region.slot.index()).and_then(Option::as_ref);
+        here.is_some_and(|here| Arc::ptr_eq(here, region))
+    }
+
+    /// The region of a tracked page, and the page's place in it.
+    pub(crate) fn locate(&self, page: PageId) -> (&Arc<Region>, u64) {
+        let (slot, index) = self.pages.locate(page);
+        (self.region(slot), index)
+    }
+
+    pub(crate) fn record(&self, page: PageId) -> &Record {
+        self.pages.record(page)
+    }
+
+    /// Whether `b` comes right after `a` in the same region.
+    pub(crate) fn are_adjacent(&self, a: PageId, b: PageId) -> bool {
+        b.0 == a.0 + 1 && self.pages.locate(a).0 == self.pages.locate(b).0
+    }
+
+    /// Copies adjacent pages of a region. Gives how many could be read.
+    pub(crate) fn read(&self, first: PageId, buffer: &mut [[u8; PAGE_SIZE]]) -> usize {
+        let (region, index) = self.locate(first);
+        region.program.memory.read(region.vpn(index), buffer.as_flattened_mut()).min(buffer.len())
+    }
+
+    /// Has a page read again by the next scan.
+    pub(crate) fn look_again(&self, page: PageId) {
+        let (region, index) = self.locate(page);
+        self.record(page).set(PageState::Unread);
+        region.pending.add(index);
+    }
+
+    pub(crate) fn unstable(&self, tree: TreeId) -> &UnstableTree {
+        &self.unstable[usize::from(tree.0)]
+    }
+
+    pub(crate) fn pages_unshared(&self) -> u64 {
+        self.unstable.iter().map(UnstableTree::pages).sum()
+    }
+
+    /// Takes an unshared page out of the unstable tree it is in; it is unread then. False if a
+    /// merge has claimed it. Which tree that is is not in the record: a page is on few nodes in
+    /// its life, and this is asked only of pages that changed.
+    pub(crate) fn remove_unshared(&self, page: PageId) -> bool {
+        self.unstable.iter().any(|tree| tree.remove(&self.pages, page))
+    }
+
+    pub(crate) fn insert(&mut self, region: Arc<Region>) {
+        let index = region.slot.index();
+        if self.regions.len() <= index {
+            self.regions.resize_with(index + 1, || None);
+        }
+        self.regions[index] = Some(region);
+    }
+
+    /// Forgets a region none of whose pages is in any structure.
+    pub(crate) fn remove(&mut self, slot: Slot) {
+        self.regions[slot.index()] = None;
+        self.pages.untrack(slot);
+    }
+
+    /// Whether an unstable tree has to grow before `more` pages enter it.
+    pub(crate) fn must_grow(&self, more: usize) -> bool {
+        self.unstable.iter().any(|tree| tree.is_due(more))
+    }
+
+    /// Fits the unstable trees to their pages and `more` to come.
+    pub(crate) fn resize(&mut self, more: usize) {
+        for tree in &mut self.unstable {
+            tree.resize(&self.pages, more);
+        }
+    }
+
+    /// Has the pages of a region that could not be merged looked at again.
+    pub(crate) fn retry(&self, region: &Region) {
+        for (index, record) in (0..).zip(self.pages.records(region.slot)) {
+            if matches!(record.state(), PageState::Held(_) | PageState::OverBudget(_)) {
+                region.pending.add(index);
+            }
+        }
+    }
+
+    /// Makes every candidate a page to be read again, for the trees are about to mean something
+    /// else.
+    pub(crate) fn forget_candidates(&self) {
+        for region in self.regions() {
+            for (index, record) in (0..).zip(self.pages.records(region.slot)) {
+                if matches!(record.state(), PageState::Unshared(_)) {
+                    self.remove_unshared(region.page(index));
+                    region.pending.add(index);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        let unstable: u64 = self.unstable.iter().map(UnstableTree::metadata_bytes).sum();
+        let regions: u64 = self
+            .regions()
+            .map(|region| size_of::<Region>() as u64 + region.pending.metadata_bytes())
+            .sum();
+        self.pages.metadata_bytes()
+            + unstable
+            + regions
+            + (self.regions.capacity() * size_of::<Option<Arc<Region>>>()) as u64
+    }
+}

@@ -1,0 +1,5 @@
+//! Engine and reference model, side by side on the in-memory machine.
+
+mod figures;
+mod histories;
+mod reference;

@@ -1,0 +1,460 @@
+//! A sequential model of SEMANTICS S2 to S5: what the counters must be after any history.
+//!
+//! It takes one page after the other, as the kernel does, knows no batches, runs, epochs or
+//! records, and keeps everything in maps. Which of several frames with room a page of a batch gets
+//! is the engine's to choose; so after each step the model checks that the numbers are its own and
+//! that the engine's choice is lawful, and takes the choice over ([`Model::adopt`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A page's content; 0 is a page of zeros.
+pub(crate) type Content = u64;
+/// A node, by its place among the nodes.
+pub(crate) type Node = usize;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Untouched,
+    Unread,
+    Seen(Content),
+    Unshared(Class),
+    Merged(u64),
+    Zero,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    content: Option<Content>,
+    node: Node,
+    dirty: bool,
+    pending: bool,
+    state: State,
+}
+
+/// What is merged with each other: equal content, in one tree.
+pub(crate) type Class = (Node, Content);
+
+#[derive(Clone, Debug)]
+struct Frame {
+    class: Class,
+    node: Node,
+    sharers: BTreeSet<usize>,
+}
+
+/// The knobs that the model knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Knobs {
+    pub(crate) max_page_sharing: usize,
+    pub(crate) merge_across_nodes: bool,
+    pub(crate) use_zero_pages: bool,
+    pub(crate) prune_ms: u32,
+}
+
+/// The counters that the model predicts.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Numbers {
+    pub(crate) shared: u64,
+    pub(crate) sharing: u64,
+    pub(crate) unshared: u64,
+    pub(crate) volatile: u64,
+    pub(crate) zero: u64,
+    pub(crate) untouched: u64,
+    pub(crate) chains: u64,
+    pub(crate) dups: u64,
+    pub(crate) full_scans: u64,
+}
+
+/// The whole machine and engine.
+pub(crate) struct Model {
+    pub(crate) knobs: Knobs,
+    pub(crate) now_ms: u32,
+    pages: Vec<Page>,
+    frames: BTreeMap<u64, Frame>,
+    chains: BTreeSet<Class>,
+    /// When a content that is in a tree was last pruned. One that never was may be at once, once
+    /// the engine has run for as long as two prunes are apart.
+    pruned_at: BTreeMap<Class, u32>,
+    /// Nodes with a shard each; pages are scanned by the shard of their region.
+    shards: Vec<Vec<usize>>,
+    full_scans: u64,
+    next_frame: u64,
+}
+
+impl Model {
+    /// `shards`: for each node, the pages that its shard scans.
+    pub(crate) fn new(knobs: Knobs, pages: usize, shards: Vec<Vec<usize>>) -> Self {
+        let untouched =
+            Page { content: None, node: 0, dirty: false, pending: false, state: State::Untouched };
+        Self {
+            knobs,
+            now_ms: 0,
+            pages: vec![untouched; pages],
+            frames: BTreeMap::new(),
+            chains: BTreeSet::new(),
+            pruned_at: BTreeMap::new(),
+            shards,
+            full_scans: 0,
+            next_frame: 0,
+        }
+    }
+
+    pub(crate) fn content(&self, page: usize) -> Content {
+        self.pages[page].content.unwrap_or(0)
+    }
+
+    /// The program writes; memory that is new is on `node`.
+    pub(crate) fn write(&mut self, page: usize, content: Content, node: Node) {
+        let has_own = match self.pages[page].state {
+            State::Merged(_) | State::Zero => self.pages[page].dirty,
+            _ => self.pages[page].content.is_some(),
+        };
+        let page = &mut self.pages[page];
+        if !has_own {
+            page.node = node;
+        }
+        page.content = Some(content);
+        page.dirty = true;
+    }
+
+    /// The operating system moves a page's own memory.
+    pub(crate) fn move_page(&mut self, page: usize, node: Node) {
+        self.pages[page].node = node;
+    }
+
+    /// The operating system moves a frame.
+    pub(crate) fn move_frame(&mut self, frame: u64, node: Node) {
+        self.frames.get_mut(&frame).expect("a frame in use").node = node;
+    }
+
+    pub(crate) fn frames(&self) -> Vec<u64> {
+        self.frames.keys().copied().collect()
+    }
+
+    fn tree(&self, node: Node) -> Node {
+        if self.knobs.merge_across_nodes { 0 } else { node }
+    }
+
+    /// Every page is visited once.
+    pub(crate) fn full_scan(&mut self) {
+        (0..self.shards.len()).for_each(|shard| self.scan(shard));
+    }
+
+    /// Every page of a shard is visited once. The shards take turns, the last ends a full scan.
+    pub(crate) fn scan(&mut self, shard: usize) {
+        if !self.knobs.merge_across_nodes && self.shards.len() > 1 {
+            self.migrate();
+        }
+        let pages = self.shards[shard].clone();
+        let candidates: Vec<usize> = pages.into_iter().filter(|page| self.judge(*page)).collect();
+        let mut looked_up = BTreeSet::new();
+        for page in candidates {
+            self.merge(page, &mut looked_up);
+        }
+        if shard == self.shards.len() - 1 {
+            self.full_scans += 1;
+        }
+    }
+
+    /// Whether the page is a candidate now (S3.1).
+    fn judge(&mut self, number: usize) -> bool {
+        let page = self.pages[number];
+        let Some(content) = page.content else { return false };
+        let was_pending = page.pending;
+        self.pages[number].dirty = false;
+        self.pages[number].pending = false;
+        if page.dirty {
+            match page.state {
+                State::Seen(known) if known == content => return true,
+                State::Unshared((_, known)) if known == content => return false,
+                State::Merged(frame) => self.unshare(number, frame),
+                _ => {}
+            }
+            self.pages[number].state = State::Seen(content);
+            self.pages[number].pending = true;
+            return false;
+        }
+        match page.state {
+            State::Seen(_) if was_pending => true,
+            State::Unread if was_pending => {
+                self.pages[number].state = State::Seen(content);
+                self.pages[number].pending = true;
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn unshare(&mut self, page: usize, frame: u64) {
+        let known = self.frames.get_mut(&frame).expect("a sharer's frame is in use");
+        assert!(known.sharers.remove(&page));
+        if known.sharers.is_empty() {
+            let class = known.class;
+            self.frames.remove(&frame);
+            self.last_of(class);
+        }
+    }
+
+    /// An empty chain is freed at once (S2.5).
+    fn last_of(&mut self, class: Class) {
+        if self.frames_of(class).next().is_none() {
+            self.chains.remove(&class);
+            self.pruned_at.remove(&class);
+        }
+    }
+
+    fn frames_of(&self, class: Class) -> impl Iterator<Item = (u64, &Frame)> {
+        self.frames
+            .iter()
+            .filter(move |(_, frame)| frame.class == class)
+            .map(|(number, frame)| (*number, frame))
+    }
+
+    /// S3.2, for one page.
+    fn merge(&mut self, number: usize, looked_up: &mut BTreeSet<Class>) {
+        let page = self.pages[number];
+        let content = page.content.expect("a candidate has content");
+        if content == 0 && self.knobs.use_zero_pages {
+            self.pages[number].state = State::Zero;
+            return;
+        }
+        let class = (self.tree(page.node), content);
+        if looked_up.insert(class) {
+            self.prune(class);
+        }
+        let limit = self.knobs.max_page_sharing;
+        let fullest = self
+            .frames_of(class)
+            .filter(|(_, frame)| frame.sharers.len() < limit)
+            .max_by_key(|(_, frame)| frame.sharers.len())
+            .map(|(number, _)| number);
+        if let Some(frame) = fullest {
+            self.share(number, frame);
+            return;
+        }
+        while let Some(partner) = self.partner(class, number) {
+            if self.tree(self.pages[partner].node) != class.0
+                || self.pages[partner].content != Some(content)
+            {
+                // Its memory was moved off the tree's node (S4.1), or was written to.
+                self.pages[partner].state = State::Unread;
+                self.pages[partner].pending = true;
+                continue;
+            }
+            let frame = self.next_frame;
+            self.next_frame += 1;
+            self.frames.insert(frame, Frame { class, node: page.node, sharers: BTreeSet::new() });
+            if self.frames_of(class).count() == 2 {
+                self.chains.insert(class);
+            }
+            self.pages[partner].dirty = false;
+            self.share(partner, frame);
+            self.share(number, frame);
+            return;
+        }
+        self.pages[number].state = State::Unshared(class);
+    }
+
+    fn partner(&self, class: Class, number: usize) -> Option<usize> {
+        (0..self.pages.len())
+            .find(|page| *page != number && self.pages[*page].state == State::Unshared(class))
+    }
+
+    fn share(&mut self, page: usize, frame: u64) {
+        let known = self.frames.get_mut(&frame).expect("a frame in use");
+        known.sharers.insert(page);
+        assert!(known.sharers.len() <= self.knobs.max_page_sharing);
+        self.pages[page].state = State::Merged(frame);
+    }
+
+    /// S2.5, at a lookup.
+    fn prune(&mut self, class: Class) {
+        let pruned_at = self.pruned_at.entry(class).or_default();
+        if !self.chains.contains(&class)
+            || self.now_ms.wrapping_sub(*pruned_at) < self.knobs.prune_ms
+        {
+            return;
+        }
+        *pruned_at = self.now_ms;
+        let sharers: Vec<usize> =
+            self.frames_of(class).map(|(_, frame)| frame.sharers.len()).collect();
+        if let [one] = sharers[..]
+            && one < self.knobs.max_page_sharing
+        {
+            self.chains.remove(&class);
+        }
+    }
+
+    /// S4.3 and S4.4: what the operating system moved is put in the right trees.
+    fn migrate(&mut self) {
+        let moved: Vec<(u64, Class)> = self
+            .frames
+            .iter()
+            .filter(|(_, frame)| frame.node != frame.class.0)
+            .map(|(number, frame)| (*number, frame.class))
+            .collect();
+        for (frame, class) in &moved {
+            // Out of all trees first: nothing is placed beside what is itself misplaced.
+            self.frames.get_mut(frame).expect("in use").class = (usize::MAX, class.1);
+            self.last_of(*class);
+        }
+        for (number, (_, content)) in moved {
+            let frame = self.frames[&number].clone();
+            let class = (frame.node, content);
+            let resident = self.frames_of(class).next().is_some();
+            if resident && frame.sharers.len() == 1 {
+                self.prune(class);
+                let room = self
+                    .frames_of(class)
+                    .filter(|(_, frame)| frame.sharers.len() < self.knobs.max_page_sharing)
+                    .max_by_key(|(_, frame)| frame.sharers.len())
+                    .map(|(number, _)| number);
+                if let Some(target) = room {
+                    let page = *frame.sharers.first().expect("one");
+                    self.frames.remove(&number);
+                    if self.pages[page].dirty && self.pages[page].content != Some(content) {
+                        // Written to meanwhile: it has its own copy, which the next look finds.
+                        self.pages[page].state = State::Unread;
+                        self.pages[page].pending = true;
+                    } else {
+                        self.pages[page].dirty = false;
+                        self.share(page, target);
+                    }
+                    continue;
+                }
+            }
+            self.frames.get_mut(&number).expect("in use").class = class;
+            if resident {
+                self.chains.insert(class);
+            }
+        }
+    }
+
+    /// `run=2`.
+    pub(crate) fn unmerge(&mut self) {
+        for page in &mut self.pages {
+            if let State::Merged(frame) = page.state {
+                if !page.dirty {
+                    page.node = self.frames[&frame].node;
+                }
+            } else if page.state != State::Zero {
+                continue;
+            }
+            page.state = State::Unread;
+            page.pending = true;
+        }
+        self.frames.clear();
+        self.chains.clear();
+        self.pruned_at.clear();
+    }
+
+    /// `max_page_sharing` or `merge_across_nodes`; false: EBUSY.
+    pub(crate) fn set(&mut self, max_page_sharing: usize, merge_across_nodes: bool) -> bool {
+        let same = max_page_sharing == self.knobs.max_page_sharing
+            && merge_across_nodes == self.knobs.merge_across_nodes;
+        if !self.frames.is_empty() {
+            return same;
+        }
+        self.knobs.max_page_sharing = max_page_sharing;
+        if merge_across_nodes != self.knobs.merge_across_nodes {
+            self.knobs.merge_across_nodes = merge_across_nodes;
+            for page in &mut self.pages {
+                if matches!(page.state, State::Unshared(_)) {
+                    page.state = State::Unread;
+                    page.pending = true;
+                }
+            }
+        }
+        true
+    }
+
+    pub(crate) fn numbers(&self) -> Numbers {
+        let count = |wanted: fn(&State) -> bool| {
+            self.pages.iter().filter(|page| wanted(&page.state)).count() as u64
+        };
+        let merged = count(|state| matches!(state, State::Merged(_)));
+        let shared = self.frames.len() as u64;
+        Numbers {
+            shared,
+            sharing: merged - shared,
+            unshared: count(|state| matches!(state, State::Unshared(_))),
+            volatile: count(|state| matches!(state, State::Seen(_) | State::Unread)),
+            zero: count(|state| *state == State::Zero),
+            untouched: count(|state| *state == State::Untouched),
+            chains: self.chains.len() as u64,
+            dups: self.chains.iter().map(|class| self.frames_of(*class).count() as u64).sum(),
+            full_scans: self.full_scans,
+        }
+    }
+
+    /// Takes over which page is mapped to which frame, after checking that the engine may choose
+    /// so: for every content and tree as many pages merged, into as many frames, as in the model;
+    /// no frame over the limit, none on another node than its tree's, each with one content.
+    ///
+    /// `frame_of`: for each page, the frame it is mapped to and the node that frame is on.
+    pub(crate) fn adopt(&mut self, frame_of: &[Option<(u64, Node)>]) {
+        type Counts = BTreeMap<Class, (usize, usize)>;
+        let mut ours = Counts::new();
+        let mut theirs = Counts::new();
+        let mut frames: BTreeMap<u64, Frame> = BTreeMap::new();
+        let one_tree = self.knobs.merge_across_nodes;
+        for (number, page) in self.pages.iter().enumerate() {
+            let settled = match page.state {
+                State::Merged(frame) => {
+                    let class = self.frames[&frame].class;
+                    ours.entry(class).or_default().0 += 1;
+                    Some(class)
+                }
+                State::Unshared(class) => {
+                    ours.entry(class).or_default().1 += 1;
+                    Some(class)
+                }
+                _ => None,
+            };
+            // A merged page that was written to is merged until that is noticed.
+            let merged = match page.state {
+                State::Merged(frame) if page.dirty => Some((frame, self.frames[&frame].node)),
+                _ => frame_of[number],
+            };
+            let Some((frame, node)) = merged else {
+                if let Some(class) = settled {
+                    theirs.entry(class).or_default().1 += 1;
+                }
+                continue;
+            };
+            let Some(class) = settled else {
+                panic!("page {number} is merged, and has no right to be: {page:?}")
+            };
+            theirs.entry(class).or_default().0 += 1;
+            let known = frames.entry(frame).or_insert_with(|| Frame {
+                class,
+                node,
+                sharers: BTreeSet::new(),
+            });
+            assert_eq!(known.class, class, "one frame, one content, one tree");
+            assert!(one_tree || node == class.0, "frame {frame} is on node {node}: {class:?}");
+            known.sharers.insert(number);
+            assert!(known.sharers.len() <= self.knobs.max_page_sharing, "over the limit");
+        }
+        assert_eq!(theirs, ours, "(merged, unshared) pages by tree and content");
+        for (number, page) in self.pages.iter_mut().enumerate() {
+            let class = match page.state {
+                State::Merged(_) if page.dirty => continue,
+                State::Merged(frame) => self.frames[&frame].class,
+                State::Unshared(class) => class,
+                _ => continue,
+            };
+            page.state = match frame_of[number] {
+                Some((frame, _)) => State::Merged(frame),
+                None => State::Unshared(class),
+            };
+        }
+        let by_class = |frames: &BTreeMap<u64, Frame>| {
+            let mut counts = BTreeMap::<Class, usize>::new();
+            frames.values().for_each(|frame| *counts.entry(frame.class).or_default() += 1);
+            counts
+        };
+        assert_eq!(by_class(&frames), by_class(&self.frames), "frames by tree and content");
+        self.next_frame = frames.keys().last().map_or(0, |last| last + 1);
+        self.frames = frames;
+    }
+}
