@@ -1,12 +1,13 @@
 //! What all shards share, and the pipeline: one batch from its first look to its last record.
 
 use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use numerge_stable_tree::sync::AtomicU64;
 use numerge_stable_tree::{EntryRef, Forest, Guard, Handle, Kpfn, PageState, Terms, TreeId};
 use numerge_topology::Nid;
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::clock::Clock;
 use crate::counters::{Counters, StageTimes, Tally};
@@ -90,12 +91,12 @@ impl Core {
     }
 
     pub(crate) fn world(&self) -> RwLockReadGuard<'_, World> {
-        self.world.read().unwrap_or_else(PoisonError::into_inner)
+        self.world.read()
     }
 
     /// Waits until no batch is under way, and lets none begin.
     pub(crate) fn world_mut(&self) -> RwLockWriteGuard<'_, World> {
-        self.world.write().unwrap_or_else(PoisonError::into_inner)
+        self.world.write()
     }
 
     pub(crate) fn node_index(&self, nid: Nid) -> Option<u16> {
@@ -153,7 +154,7 @@ impl Core {
     }
 
     pub(crate) fn errors(&self) -> MutexGuard<'_, Vec<MemoryError>> {
-        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
+        self.errors.lock()
     }
 
     /// One batch of a shard's pass, on the shard's pool. A pass that is over begins anew.
@@ -274,7 +275,7 @@ impl Core {
         if self.world().regions().next().is_none() {
             return;
         }
-        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut passed = self.passed.lock();
         passed[shard.index] = true;
         if passed.iter().all(|passed| *passed) {
             passed.fill(false);

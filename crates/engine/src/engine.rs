@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use numerge_stable_tree::Handle;
 use numerge_topology::Nid;
+use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
 use crate::core::{Core, Parts};
@@ -123,10 +124,6 @@ pub struct Engine {
 pub struct RegionHandle {
     inner: Arc<Inner>,
     region: Arc<Region>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Engine {
@@ -340,7 +337,7 @@ impl Drop for RegionHandle {
 impl Inner {
     fn notify(&self) {
         // Taken so that no waiter is between its look at the knobs and its wait.
-        drop(lock(&self.signal));
+        drop(self.signal.lock());
         self.changed.notify_all();
     }
 
@@ -380,23 +377,23 @@ impl Inner {
                 return true;
             }
             self.core.return_freed(reader);
-            let signal = lock(&self.signal);
+            let mut signal = self.signal.lock();
             let ready = self.core.knobs.get(Knob::Run) == 1 && self.core.tally.registered.get() > 0;
             if !ready && !self.stopped() {
-                drop(self.changed.wait(signal));
+                self.changed.wait(&mut signal);
             }
         }
     }
 
     fn rest(&self, rest: Duration) {
-        let signal = lock(&self.signal);
+        let mut signal = self.signal.lock();
         if !rest.is_zero() && !self.stopped() && self.core.knobs.get(Knob::Run) == 1 {
-            drop(self.changed.wait_timeout(signal, rest));
+            self.changed.wait_for(&mut signal, rest);
         }
     }
 
     fn program(&self, memory: &Arc<dyn Memory>) -> Arc<Program> {
-        let mut programs = lock(&self.programs);
+        let mut programs = self.programs.lock();
         programs.retain(|program| Arc::strong_count(program) > 1);
         let known = programs.iter().find(|program| Arc::ptr_eq(&program.memory, memory));
         known.map(Arc::clone).unwrap_or_else(|| {

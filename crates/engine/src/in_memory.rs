@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use numerge_stable_tree::Kpfn;
 use numerge_topology::{Nid, Topology};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::machine::{
     FrameError, Frames, Kind, Mappings, Memory, MemoryError, Nodes, Outcome, PAGE_SIZE, Run,
@@ -114,7 +115,7 @@ impl Machine {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The program writes to a page, whose memory is then on `nid` if it is new.
@@ -350,7 +351,9 @@ impl Memory for Machine {
 
     fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
         let state = self.state();
-        out.extend(state.pages[index(pages.start)..index(pages.end)].iter().map(|page| {
+        let range = index(pages.start)..index(pages.end);
+        let asked = state.pages.get(range).ok_or(MemoryError::NotMergeable(pages))?;
+        out.extend(asked.iter().map(|page| {
             match page.mapped {
                 Mapped::Nothing => None,
                 Mapped::Frame(kpfn) => Some(state.frames[&kpfn].nid),

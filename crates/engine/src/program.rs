@@ -5,7 +5,9 @@
 //! mappings of a program below a set share of the limit, the program's own included. Counting them
 //! is slow where there are many; between counts the worst is assumed of each run.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::machine::{Mappings, Memory, MemoryError};
 
@@ -33,7 +35,7 @@ impl Program {
 
     /// Takes leave to merge up to `wanted` runs; gives how many may be.
     pub(crate) fn take_runs(&self, wanted: u64) -> Result<u64, MemoryError> {
-        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = self.ledger.lock();
         if self.room(&ledger) < wanted {
             *ledger = Ledger { counted: Some(self.memory.mappings()?), added: 0 };
         }

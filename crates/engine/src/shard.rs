@@ -1,8 +1,9 @@
 //! A scanner shard: one for each node, with threads bound to the node's CPUs (S4.2).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use numerge_topology::Nid;
+use parking_lot::{Mutex, MutexGuard};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::machine::Nodes;
@@ -37,6 +38,6 @@ impl Shard {
 
     /// Where its pass stands. Whoever holds this is the shard's scanner.
     pub(crate) fn cursor(&self) -> MutexGuard<'_, Cursor> {
-        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cursor.lock()
     }
 }

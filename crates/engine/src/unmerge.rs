@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use numerge_stable_tree::{Handle, PageState};
+use parking_lot::RwLockWriteGuard;
 
 use crate::core::Core;
 use crate::machine::{MemoryError, Vpn};
@@ -53,7 +54,8 @@ pub(crate) fn unmerge_region(
             return Ok(());
         }
         let unmerged = unmerge_piece(core, &world, reader, region, start..end);
-        drop(world);
+        // Whoever has been waiting is next.
+        RwLockWriteGuard::unlock_fair(world);
         if unmerged? {
             core.return_freed(reader);
         }

@@ -1,0 +1,36 @@
+//! Same-page merging of a program's own memory, from user space.
+//!
+//! A [`Merger`] is an engine of its own for one process. Memory registered with it is merged page
+//! by page with memory of equal content, in this process, as the kernel's KSM would, but in
+//! proportion to what changed. What the program reads never changes; what it writes goes to a copy
+//! of its own.
+//!
+//! ```no_run
+//! use numerge::{Knob, Merger, Options};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let merger = Merger::new(Options::default())?;
+//! let region = merger.allocate(64 << 20)?;
+//! for page in 0..region.len() / 4096 {
+//!     region.write(page * 4096, b"every page is the same")?;
+//! }
+//! merger.set(Knob::Run, 1)?;
+//! while merger.counters().full_scans < 3 {
+//!     std::thread::sleep(std::time::Duration::from_millis(20));
+//! }
+//! println!("{} bytes saved", merger.counters().bytes_saved());
+//! drop(region); // private memory again, then unmapped
+//! merger.shut_down()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/own_memory.rs` is a program that does this, and shows what it got.
+
+mod merger;
+
+pub use merger::{AllocateError, BuildError, Merger, Region, Registration};
+pub use numerge_engine::machine::MemoryError;
+pub use numerge_engine::{
+    Counters, EngineOptions as Options, Knob, KnobError, RegisterError, StageTimes, UnmergeError,
+};

@@ -1,0 +1,174 @@
+//! S5: control.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use numerge_engine::machine::{Mappings, Memory, Vpn};
+use numerge_engine::{EngineOptions, Knob, KnobError, RegisterError, UnmergeError};
+
+use crate::bed::{Bed, figures};
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn s5_1_run_starts_stops_and_unmerges() {
+    let bed = Bed::with(1, 100, EngineOptions::default());
+    bed.write(0..100, 5);
+    bed.engine.set(Knob::SleepMillisecs, 0).unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(bed.counters().pages_scanned, 0, "run is 0 at first");
+    bed.engine.set(Knob::Run, 1).unwrap();
+    until("all is merged", || bed.counters().pages_sharing == 99);
+
+    bed.engine.set(Knob::Run, 0).unwrap();
+    let stopped = bed.counters();
+    assert_eq!(stopped.pages_sharing, 99, "what is merged stays merged");
+
+    bed.engine.set(Knob::Run, 2).unwrap();
+    let unmerged = bed.counters();
+    assert_eq!((unmerged.pages_sharing, unmerged.pages_registered), (0, 100));
+    assert!((0..100).all(|page| bed.frame(page).is_none() && bed.read(page) == 5));
+
+    bed.engine.set(Knob::Run, 1).unwrap();
+    until("all is merged again", || bed.counters().pages_sharing == 99);
+    assert!(matches!(bed.engine.set(Knob::Run, 3), Err(KnobError::Invalid { value: 3, .. })));
+    assert_eq!(bed.engine.knob(Knob::Run), 1);
+}
+
+#[test]
+fn s5_2_unmerging_blocks_nothing_and_can_be_interrupted() {
+    let pages = 200_000;
+    let bed = Bed::with(1, pages, EngineOptions::default());
+    bed.write(0..pages, 5);
+    bed.scan(2);
+    assert_eq!(bed.counters().pages_shared, pages.div_ceil(256));
+    std::thread::scope(|scope| {
+        let unmerging = scope.spawn(|| bed.engine.set(Knob::Run, 2));
+        until("it has begun", || bed.counters().pages_sharing < pages / 2);
+        bed.engine.set(Knob::PagesToScan, 77).unwrap();
+        let busy = bed.engine.set(Knob::MaxPageSharing, 9);
+        assert!(matches!(busy, Err(KnobError::Busy { .. })), "{busy:?}");
+        bed.engine.set(Knob::Run, 0).unwrap();
+        let interrupted = unmerging.join().unwrap();
+        assert!(
+            matches!(interrupted, Err(KnobError::Unmerge(UnmergeError::Interrupted))),
+            "{interrupted:?}"
+        );
+    });
+    let left = bed.counters();
+    assert!(left.pages_sharing > 0, "interrupted too late to tell");
+    assert_eq!(bed.engine.knob(Knob::Run), 0);
+    bed.engine.set(Knob::Run, 2).unwrap();
+    assert_eq!(bed.counters().pages_shared, 0);
+}
+
+#[test]
+fn s5_2_running_out_of_memory_leaves_the_rest_merged_and_intact() {
+    let bed = Bed::new(5000);
+    bed.write(0..5000, 5);
+    bed.scan(2);
+    bed.machine.limit(u64::MAX, 2000);
+    let error = bed.engine.set(Knob::Run, 2).unwrap_err();
+    assert!(error.to_string().contains("out of memory"), "{error}");
+    assert_eq!(bed.engine.knob(Knob::Run), 0);
+    assert!((0..5000).all(|page| bed.read(page) == 5));
+    assert!(bed.counters().pages_sharing > 2500);
+
+    // Nor can the region be let go of; once there is memory, it can.
+    let region = bed.region.as_ref().unwrap();
+    assert!(region.unregister().is_err());
+    bed.machine.limit(u64::MAX, u64::MAX);
+    region.unregister().unwrap();
+    assert!((0..5000).all(|page| bed.frame(page).is_none() && bed.read(page) == 5));
+}
+
+#[test]
+fn s5_3_unregistering_takes_pages_out_of_every_structure() {
+    let mut bed = Bed::new(1000);
+    bed.engine.set(Knob::UseZeroPages, 1).unwrap();
+    bed.write(0..500, 5);
+    (500..700).for_each(|page| bed.write([page], page));
+    bed.write(700..800, 0);
+    bed.scan(3);
+    bed.write(800..810, 7);
+    bed.scan(1);
+    let with = bed.counters();
+    assert_eq!((with.pages_unshared, with.pages_volatile, with.ksm_zero_pages), (200, 10, 100));
+    drop(bed.region.take());
+    let without = bed.counters();
+    assert_eq!(figures(&without), [0; 5]);
+    assert_eq!((without.pages_registered, without.pages_volatile), (0, 0));
+    assert_eq!((without.ksm_zero_pages, without.pages_untouched), (0, 0));
+    assert!(without.metadata_bytes + 1000 * 16 <= with.metadata_bytes);
+    assert!((0..500).all(|page| bed.read(page) == 5));
+
+    let memory: Arc<dyn Memory> = bed.machine.clone();
+    let _region = bed.engine.register(&memory, Vpn(0)..Vpn(1000)).unwrap();
+    assert_eq!(bed.scan(2).pages_sharing, 498 + 9);
+}
+
+#[test]
+fn s5_4_ranges_that_can_not_be_registered_are_named() {
+    let bed = Bed::new(100);
+    let memory: Arc<dyn Memory> = bed.machine.clone();
+    let register = |pages| bed.engine.register(&memory, pages).err().unwrap();
+    assert!(matches!(register(Vpn(5)..Vpn(5)), RegisterError::Empty));
+    let overlap = register(Vpn(99)..Vpn(150));
+    assert_eq!(
+        overlap.to_string(),
+        "pages 0x63..0x96 overlap a region that is registered already"
+    );
+    assert!(matches!(register(Vpn(100)..Vpn(1 << 50)), RegisterError::TooMany { .. }));
+    assert!(matches!(register(Vpn(100)..Vpn(101)), RegisterError::Memory(_)));
+    assert_eq!(bed.counters().pages_registered, 100);
+}
+
+#[test]
+fn s5_5_general_profit_is_what_is_saved_less_what_tracking_takes() {
+    let bed = Bed::new(1000);
+    bed.write(0..1000, 5);
+    let counters = bed.scan(2);
+    assert_eq!(counters.bytes_saved(), (1000 - 4) * 4096);
+    let metadata = i64::try_from(counters.metadata_bytes).unwrap();
+    assert_eq!(counters.general_profit(), (1000 - 4) * 4096 - metadata);
+    assert!(metadata > 1000 * 16, "at least the records are counted");
+}
+
+#[test]
+fn s6_runs_that_would_take_too_many_mappings_are_left_long_ones_come_first() {
+    let bed = Bed::new(200);
+    // 40 pages twice in the same order, and 40 twice in another.
+    for at in [0, 100] {
+        (0..40).for_each(|page| bed.write([at + page], 1000 + page));
+        let step = if at == 0 { 1 } else { 7 };
+        (0..40).for_each(|page| bed.write([at + 40 + page * step % 40], 2000 + page));
+    }
+    // Half of 40 mappings, less 4 in use, are 16: 8 runs.
+    bed.machine.set_mappings(Mappings { used: 4, limit: 100 });
+    bed.engine.set(Knob::PagesToScan, 1_000_000).unwrap();
+    let counters = bed.scan(2);
+    assert!(counters.pages_over_budget > 0, "{counters:?}");
+    assert!((0..40).all(|page| bed.frame(page).is_some() && bed.frame(page) == bed.frame(100 + page)));
+    bed.machine.set_mappings(Mappings { used: 4, limit: 1_000_000 });
+    let counters = bed.scan(20);
+    assert_eq!((counters.pages_over_budget, counters.pages_sharing), (0, 80));
+}
+
+#[test]
+fn frames_that_can_not_be_had_leave_pages_as_they_are() {
+    let bed = Bed::new(100);
+    (0..100).for_each(|page| bed.write([page], page % 10 + 1));
+    bed.machine.limit(3, u64::MAX);
+    let counters = bed.scan(2);
+    assert_eq!(counters.pages_shared, 3);
+    assert_eq!((counters.frames_refused, counters.pages_held), (7, 70));
+    bed.machine.limit(u64::MAX, u64::MAX);
+    let counters = bed.scan(1);
+    assert_eq!((counters.pages_shared, counters.pages_held), (10, 0));
+}

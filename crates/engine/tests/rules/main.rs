@@ -1,0 +1,8 @@
+//! The rules of SEMANTICS, one by one, on the in-memory machine. Each test bears its rule's number.
+
+mod bed;
+mod content;
+mod control;
+mod limit;
+mod numa;
+mod scanning;

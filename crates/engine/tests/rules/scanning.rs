@@ -1,0 +1,137 @@
+//! S3: scanning.
+
+use std::time::{Duration, Instant};
+
+use numerge_engine::machine::Vpn;
+use numerge_engine::{EngineOptions, Knob};
+
+use crate::bed::{Bed, figures};
+
+#[test]
+fn s3_1_a_page_is_a_candidate_when_seen_unchanged_twice() {
+    let bed = Bed::new(3);
+    bed.write(0..2, 5);
+    let first = bed.scan(1);
+    assert_eq!((first.pages_volatile, first.pages_unshared), (2, 0));
+    bed.write([1], 6);
+    let second = bed.scan(1);
+    assert_eq!((second.pages_volatile, second.pages_unshared), (1, 1), "page 1 is volatile");
+    bed.write([1], 5);
+    bed.scan(1);
+    assert_eq!(figures(&bed.scan(1)), [1, 1, 0, 0, 0]);
+}
+
+#[test]
+fn s3_1_a_page_rewritten_with_the_same_content_is_unchanged() {
+    let bed = Bed::new(2);
+    bed.write(0..2, 5);
+    bed.scan(1);
+    bed.write(0..2, 5);
+    assert_eq!(figures(&bed.scan(1)), [1, 1, 0, 0, 0]);
+}
+
+#[test]
+fn s3_2_zero_page_then_stable_tree_then_unstable_tree() {
+    let bed = Bed::new(10);
+    bed.engine.set(Knob::UseZeroPages, 1).unwrap();
+    bed.write(0..4, 0);
+    bed.write(4..6, 5);
+    let counters = bed.scan(2);
+    assert_eq!((counters.ksm_zero_pages, counters.pages_sharing), (4, 1));
+    bed.write([6], 5);
+    bed.write([7], 9);
+    let counters = bed.scan(2);
+    assert_eq!(figures(&counters), [1, 2, 1, 0, 0], "6 joins the frame, 7 waits");
+    bed.write([8], 9);
+    assert_eq!(figures(&bed.scan(2)), [2, 3, 0, 0, 0], "8 finds 7: one new frame for both");
+    assert_eq!(bed.frame(7), bed.frame(8));
+}
+
+#[test]
+fn s3_3_a_partner_that_changed_is_no_partner() {
+    let bed = Bed::new(4);
+    bed.write([2], 5);
+    bed.scan(2);
+    assert_eq!(bed.counters().pages_unshared, 1);
+    bed.write([1], 5);
+    bed.scan(1);
+    // Page 2 changes after page 1 has become a candidate, and before its own next look.
+    bed.write([2], 6);
+    bed.scan(1);
+    assert_eq!((bed.read(1), bed.read(2)), (5, 6));
+    assert_eq!((bed.frame(1), bed.frame(2)), (None, None));
+}
+
+#[test]
+fn s3_4_a_full_scan_visits_all_and_looks_only_at_what_changed() {
+    let bed = Bed::new(1000);
+    (0..900).for_each(|page| bed.write([page], page + 1));
+    assert_eq!(bed.scan(1).pages_scanned, 900, "read");
+    assert_eq!(bed.scan(1).pages_scanned, 1800, "looked at again");
+    let counters = bed.scan(3);
+    assert_eq!((counters.pages_scanned, counters.full_scans), (1800, 5), "known unchanged");
+    bed.write([3, 950], 4);
+    assert_eq!(bed.scan(2).pages_scanned, 1800 + 2 + 1, "3 has not changed, 950 is new");
+    assert_eq!(bed.counters().pages_sharing, 1);
+}
+
+#[test]
+fn s3_5_pages_to_scan_bounds_a_batch_and_sleep_millisecs_follows_it() {
+    let bed = Bed::with(1, 1000, EngineOptions::default());
+    bed.write(0..1000, 5);
+    bed.engine.set(Knob::PagesToScan, 10).unwrap();
+    bed.engine.set(Knob::SleepMillisecs, 20).unwrap();
+    bed.engine.set(Knob::Run, 1).unwrap();
+    let start = Instant::now();
+    while bed.counters().pages_scanned == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bed.counters().pages_scanned % 10, 0);
+    while bed.counters().pages_scanned < 100 {
+        std::thread::yield_now();
+    }
+    assert!(start.elapsed() > Duration::from_millis(9 * 20), "9 rests");
+    bed.engine.set(Knob::SleepMillisecs, 0).unwrap();
+    bed.engine.set(Knob::PagesToScan, 1000).unwrap();
+    while bed.counters().pages_sharing < 999 - 3 {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn s3_6_a_page_written_after_merging_is_noticed_and_is_a_candidate_again() {
+    let bed = Bed::new(4);
+    bed.write(0..4, 5);
+    assert_eq!(figures(&bed.scan(2)), [1, 3, 0, 0, 0]);
+    bed.write([0, 1], 6);
+    assert_eq!((bed.read(0), bed.read(2)), (6, 5), "at once, and only for the writer");
+    let noticed = bed.scan(1);
+    assert_eq!(figures(&noticed), [1, 1, 0, 0, 0]);
+    assert_eq!((noticed.pages_broken, noticed.pages_volatile), (2, 2));
+    assert_eq!(figures(&bed.scan(1)), [2, 2, 0, 0, 0], "merged with each other");
+}
+
+#[test]
+fn pinned_pages_are_left_alone_and_tried_again() {
+    let bed = Bed::new(3);
+    bed.write(0..3, 5);
+    bed.machine.pin(Vpn(1), true);
+    let counters = bed.scan(2);
+    assert_eq!((counters.pages_sharing, counters.pages_held), (1, 1));
+    bed.machine.pin(Vpn(1), false);
+    let counters = bed.scan(20);
+    assert_eq!((counters.pages_sharing, counters.pages_held), (2, 0));
+}
+
+#[test]
+fn pages_given_back_are_untouched_again() {
+    let bed = Bed::new(6);
+    bed.write(0..2, 5);
+    bed.write([2], 6);
+    bed.scan(3);
+    bed.machine.discard(Vpn(2));
+    bed.write([3], 6);
+    let counters = bed.scan(3);
+    assert_eq!((counters.pages_sharing, counters.pages_untouched), (1, 3), "2, 4 and 5");
+    assert_eq!(counters.pages_unshared, 1);
+}
