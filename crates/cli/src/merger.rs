@@ -76,8 +76,8 @@ impl Merger {
     /// # Errors
     /// [`AllocateError`]; nothing is left behind.
     pub fn allocate(&self, bytes: usize) -> Result<Region, AllocateError> {
-        let memory = AnonymousRegion::new(bytes)
-            .map_err(|source| AllocateError::Map { bytes, source })?;
+        let memory =
+            AnonymousRegion::new(bytes).map_err(|source| AllocateError::Map { bytes, source })?;
         let handle = self.register_pages(memory.pages())?;
         Ok(Region { handle, memory: ManuallyDrop::new(memory) })
     }
@@ -97,7 +97,8 @@ impl Merger {
         start: *mut u8,
         bytes: usize,
     ) -> Result<Registration, AllocateError> {
-        let (start, unaligned) = (start.addr(), AllocateError::Unaligned { start: start.addr(), bytes });
+        let (start, unaligned) =
+            (start.addr(), AllocateError::Unaligned { start: start.addr(), bytes });
         let Some(end) = start.checked_add(bytes) else { return Err(unaligned) };
         if start % PAGE_SIZE != 0 || end % PAGE_SIZE != 0 {
             return Err(unaligned);

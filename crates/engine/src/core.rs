@@ -158,11 +158,19 @@ impl Core {
     }
 
     /// One batch of a shard's pass, on the shard's pool. A pass that is over begins anew.
-    pub(crate) fn batch(&self, shard: &Shard, reader: &Handle) -> Batch {
+    ///
+    /// Whether scanning is still wanted is asked again once nothing else can come between: an
+    /// unmerging that has been told that all is done must not find pages merged afterwards.
+    pub(crate) fn batch(
+        &self,
+        shard: &Shard,
+        reader: &Handle,
+        is_wanted: impl Fn() -> bool,
+    ) -> Batch {
         let began = Instant::now();
         let mut cursor = shard.cursor();
-        if !cursor.is_under_way() {
-            self.begin_pass(shard, &mut cursor, reader);
+        if !cursor.is_under_way() && !self.begin_pass(shard, &mut cursor, reader, &is_wanted) {
+            return Batch::default();
         }
         let mut errors = Vec::new();
         let quota = self.knobs.get(Knob::PagesToScan);
@@ -170,6 +178,10 @@ impl Core {
         errors.into_iter().for_each(|error| self.report(error));
 
         let world = self.world_with_room(&looks);
+        if !is_wanted() {
+            cursor.put_back(looks);
+            return Batch::default();
+        }
         looks.retain(|look| !look.region.is_closing());
         let looked = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
         if looked > 0 {
@@ -254,8 +266,18 @@ impl Core {
         collided
     }
 
-    fn begin_pass(&self, shard: &Shard, cursor: &mut Cursor, reader: &Handle) {
+    /// False if scanning is not wanted any more.
+    fn begin_pass(
+        &self,
+        shard: &Shard,
+        cursor: &mut Cursor,
+        reader: &Handle,
+        is_wanted: &impl Fn() -> bool,
+    ) -> bool {
         let world = self.world();
+        if !is_wanted() {
+            return false;
+        }
         if self.has_tree_per_node() {
             migrate::sweep(self, reader);
             migrate::place_queued(self, &world, reader);
@@ -268,6 +290,7 @@ impl Core {
             world.regions().filter(|region| mine(region)).for_each(|region| world.retry(region));
         }
         cursor.begin(&world, mine);
+        true
     }
 
     /// A full scan is over when every shard has ended a pass since the last one was (S3.4).

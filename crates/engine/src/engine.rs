@@ -1,8 +1,8 @@
 //! The engine as its users see it: regions, knobs, counters, and the shards' threads.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -271,7 +271,7 @@ impl Engine {
         let core = &self.inner.core;
         let reader = core.forest.register();
         for shard in core.shards.iter().filter(|shard| shard.nid == nid) {
-            while !core.batch(shard, &reader).ended_pass {}
+            while !core.batch(shard, &reader, || true).ended_pass {}
         }
     }
 
@@ -354,7 +354,7 @@ impl Inner {
         let reader = core.forest.register();
         let mut looked_in_pass = 0;
         while self.wait_for_work(&reader) {
-            let batch = core.batch(shard, &reader);
+            let batch = core.batch(shard, &reader, || core.knobs.get(Knob::Run) == 1);
             looked_in_pass += batch.looked;
             let mut rest = Duration::from_millis(core.knobs.get(Knob::SleepMillisecs));
             if batch.ended_pass {
@@ -487,8 +487,9 @@ impl Inner {
         let core = &self.core;
         let reader = core.forest.register();
         let regions: Vec<Arc<Region>> = core.world().regions().map(Arc::clone).collect();
-        let done = regions.iter().map(|region| unregister(core, &reader, region)).collect();
+        // All of them, whatever becomes of the first.
+        let done: Vec<_> = regions.iter().map(|region| unregister(core, &reader, region)).collect();
         core.return_freed(&reader);
-        done
+        done.into_iter().collect()
     }
 }

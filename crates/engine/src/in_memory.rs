@@ -353,12 +353,10 @@ impl Memory for Machine {
         let state = self.state();
         let range = index(pages.start)..index(pages.end);
         let asked = state.pages.get(range).ok_or(MemoryError::NotMergeable(pages))?;
-        out.extend(asked.iter().map(|page| {
-            match page.mapped {
-                Mapped::Nothing => None,
-                Mapped::Frame(kpfn) => Some(state.frames[&kpfn].nid),
-                Mapped::Own(_) | Mapped::Zero => Some(page.nid),
-            }
+        out.extend(asked.iter().map(|page| match page.mapped {
+            Mapped::Nothing => None,
+            Mapped::Frame(kpfn) => Some(state.frames[&kpfn].nid),
+            Mapped::Own(_) | Mapped::Zero => Some(page.nid),
         }));
         Ok(())
     }

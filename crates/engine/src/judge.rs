@@ -16,7 +16,7 @@ use crate::shard::Shard;
 use crate::world::World;
 
 /// Pages read by one call: 64 KiB, which stays in a core's own cache until it is hashed.
-const PIECE_PAGES: u64 = 16;
+const PIECE_PAGES: usize = 16;
 
 type Page = [u8; PAGE_SIZE];
 
@@ -59,17 +59,15 @@ pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -
     let pieces: Vec<(&Look, Range<u64>)> = looks
         .iter()
         .flat_map(|look| {
-            let step = usize::try_from(PIECE_PAGES).expect("small");
-            look.pages
-                .clone()
-                .step_by(step)
-                .map(move |start| (look, start..(start + PIECE_PAGES).min(look.pages.end)))
+            let piece = PIECE_PAGES as u64;
+            let starts = look.pages.clone().step_by(PIECE_PAGES);
+            starts.map(move |start| (look, start..(start + piece).min(look.pages.end)))
         })
         .collect();
     let new_judge = || Judge {
         core,
         world,
-        buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES as usize],
+        buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES],
         kinds: Vec::new(),
         kinds_from: 0,
     };
@@ -134,10 +132,12 @@ impl Judge<'_> {
         }
     }
 
-    /// Whether a merged page of the piece is known to have left what it was merged with.
+    /// Whether a merged page of the piece is known to have left what it was merged with. Where
+    /// nothing is mapped at this moment, nothing is known: a frame need not be.
     fn has_left(&self, index: u64, merged_with: Kind) -> bool {
         let at = usize::try_from(index - self.kinds_from).ok();
-        at.and_then(|at| self.kinds.get(at)).is_some_and(|kind| *kind != Some(merged_with))
+        let kind = at.and_then(|at| self.kinds.get(at)).copied().flatten();
+        kind.is_some_and(|kind| kind != merged_with)
     }
 
     /// Reads and judges adjacent pages, passing over what can't be read.

@@ -64,6 +64,12 @@ impl Cursor {
         self.under_way = true;
     }
 
+    /// Takes back looks that were not carried out.
+    pub(crate) fn put_back(&mut self, looks: Vec<Look>) {
+        self.under_way = true;
+        looks.into_iter().rev().for_each(|look| self.looks.push_front(look));
+    }
+
     /// Takes the next looks, `quota` pages at most, and says whether the pass is over. What the
     /// machine refused is appended to `errors`; that region waits for the next pass.
     pub(crate) fn next(&mut self, quota: u64, errors: &mut Vec<MemoryError>) -> (Vec<Look>, bool) {

@@ -1,1 +1,49 @@
-//! Placeholder.
+//! This process's memory, frames and nodes, as the engine wants them: every system call of numerge,
+//! and no policy.
+//!
+//! Bird's-eye view. A userfaultfd in asynchronous write-protect mode tracks what the program writes
+//! (`uffd`), and `PAGEMAP_SCAN` tells it (`pagemap`). Frames are pages of memfds (`pool`). A merge
+//! moves a run of pages out of the program's view, compares it with its frames, and maps the frames
+//! in its place (`merge`); whoever touches the run meanwhile waits in the kernel. Unmerging puts
+//! anonymous memory with the same content back (`unmerge`).
+//!
+//! Architecture invariants:
+//! - Whatever fails, a page is afterwards in the program's view with its content, and nobody waits
+//!   for it.
+//! - Nothing is allocated, and no lock is taken, while a page is out of view: the memory allocator's
+//!   own memory might be what is frozen.
+//! - No Rust reference ever points into registered memory.
+
+mod area;
+mod bitmap;
+mod convert;
+mod error;
+mod events;
+mod fork;
+mod host;
+mod join;
+mod kinds;
+mod maps;
+mod memory;
+mod merge;
+mod nodes;
+mod num;
+mod pagemap;
+mod pins;
+mod pool;
+mod pool_file;
+mod quarantine;
+mod ranges;
+mod region;
+mod restore;
+mod sharers;
+mod uffd;
+mod unmerge;
+mod witness;
+
+pub use error::Error;
+pub use host::{available_bytes, check_kernel, mappings_limit, proportional_bytes};
+pub use memory::ProcessMemory;
+pub use nodes::Machine;
+pub use pool::FramePools;
+pub use region::AnonymousRegion;

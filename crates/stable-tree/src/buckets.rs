@@ -68,12 +68,8 @@ impl Buckets {
         let size = self.size.load(Ordering::Relaxed);
         if entries > size * MAX_LOAD && size < CAPACITY {
             // Losing means that someone else doubled it.
-            let _ = self.size.compare_exchange(
-                size,
-                size * 2,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            );
+            let _ =
+                self.size.compare_exchange(size, size * 2, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 
@@ -135,9 +131,11 @@ fn link_sentinel(ancestor: &Link, bucket: &Bucket, guard: &Guard<'_>) -> bool {
     true
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::testing::look;
+    use crate::{Forest, Kpfn};
 
     #[test]
     fn ancestors_of_a_bucket() {
@@ -145,5 +143,27 @@ mod tests {
         assert_eq!(parent(1), 0);
         assert_eq!(child_towards(0, 0b1010), 0b0010);
         assert_eq!(child_towards(0b0010, 0b1010), 0b1010);
+    }
+
+    #[test]
+    fn many_contents_are_found_again_while_the_table_doubles() {
+        let forest = Forest::new(1);
+        let handle = forest.register();
+        let guard = handle.pin();
+        for n in 0..20_000 {
+            forest.create(Kpfn(n), 1);
+            forest.insert(&guard, &look(&forest, &guard, n), Kpfn(n)).unwrap();
+        }
+        for n in 0..20_000 {
+            let found: Vec<_> = look(&forest, &guard, n).iter().collect();
+            assert_eq!(found.len(), 1);
+            assert_eq!(forest.first_kpfn(&guard, found[0]), Some(Kpfn(n)));
+        }
+        assert_eq!(forest.census(&guard).unwrap().entries, 20_000);
+        for n in (0..20_000).step_by(2) {
+            assert!(forest.give_up(&guard, Kpfn(n)));
+        }
+        assert!((0..20_000).all(|n| look(&forest, &guard, n).is_empty() == (n % 2 == 0)));
+        assert_eq!(forest.census(&guard).unwrap().entries, 10_000);
     }
 }

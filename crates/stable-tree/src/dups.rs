@@ -187,7 +187,8 @@ impl Entry {
                 let after = if last { dead() } else { unmarked(next) };
                 // Release: hands on the dup behind. If this fails, `prev` got another successor or
                 // is marked itself, and only a new start tells which.
-                if prev.compare_exchange(cur, after, Ordering::Release, Ordering::Relaxed).is_err() {
+                if prev.compare_exchange(cur, after, Ordering::Release, Ordering::Relaxed).is_err()
+                {
                     continue 'again;
                 }
                 // SAFETY: one thread can unlink a dup, for a link is used once: we did.

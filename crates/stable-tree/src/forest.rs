@@ -386,26 +386,4 @@ mod tests {
         let handle = other.register();
         let _ = forest.siblings(T0, fp(1), &handle.pin());
     }
-
-    #[test]
-    fn many_contents_are_found_again_while_the_table_doubles() {
-        let forest = Forest::new(1);
-        let handle = forest.register();
-        let guard = handle.pin();
-        for n in 0..20_000 {
-            forest.create(Kpfn(n), 1);
-            forest.insert(&guard, &look(&forest, &guard, n), Kpfn(n)).unwrap();
-        }
-        for n in 0..20_000 {
-            let found: Vec<_> = look(&forest, &guard, n).iter().collect();
-            assert_eq!(found.len(), 1);
-            assert_eq!(forest.first_kpfn(&guard, found[0]), Some(Kpfn(n)));
-        }
-        assert_eq!(forest.census(&guard).unwrap().entries, 20_000);
-        for n in (0..20_000).step_by(2) {
-            assert!(forest.give_up(&guard, Kpfn(n)));
-        }
-        assert!((0..20_000).all(|n| look(&forest, &guard, n).is_empty() == (n % 2 == 0)));
-        assert_eq!(forest.census(&guard).unwrap().entries, 10_000);
-    }
 }

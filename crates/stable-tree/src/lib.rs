@@ -1,37 +1,37 @@
 //! The index of merged content: the stable tree and what belongs to it.
 
-mod head;
-mod ids;
-mod pages;
-mod record;
-pub mod rmap;
-mod unstable;
 mod buckets;
 mod census;
 mod dups;
 mod figures;
 mod forest;
+mod head;
+mod ids;
 mod list;
 mod migrate;
 mod node;
+mod pages;
 mod range;
+mod record;
 mod refs;
+pub mod rmap;
 mod shares;
+pub mod sync;
 mod table;
 #[cfg(all(test, not(loom)))]
 mod testing;
 mod tree;
-pub mod sync;
+mod unstable;
 
-pub use ids::{Fingerprint, Kpfn, PageId, TreeId};
-pub use pages::{PageTable, Slot, TooManyPages};
-pub use record::{PageState, Record, Records, ShortFingerprint};
-pub use unstable::UnstableTree;
 pub use census::Census;
 pub use forest::Forest;
+pub use ids::{Fingerprint, Kpfn, PageId, TreeId};
 pub use migrate::Queued;
+pub use pages::{PageTable, Slot, TooManyPages};
 pub use range::Closing;
+pub use record::{PageState, Record, Records, ShortFingerprint};
 pub use refs::{EntryRef, Place, Refused, Siblings};
 pub use shares::Terms;
 pub use sync::epoch::{Guard, Handle};
 pub use tree::MAX_SIBLINGS;
+pub use unstable::UnstableTree;

@@ -130,9 +130,7 @@ impl Gap<'_> {
         // Relaxed: not shared before the line below.
         next.store(self.next, Ordering::Relaxed);
         // Release: pairs with the Acquire loads by which others reach the link.
-        self.prev
-            .compare_exchange(self.next, link, Ordering::Release, Ordering::Relaxed)
-            .is_ok()
+        self.prev.compare_exchange(self.next, link, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -151,7 +149,8 @@ pub(crate) fn find<'g>(start: &'g Link, key: Key, guard: &'g Guard<'_>) -> Gap<'
                 // Release: hands on the link behind. If this fails, `prev` got another successor
                 // or is marked itself, and only a new start tells which.
                 let after = unmarked(next);
-                if prev.compare_exchange(cur, after, Ordering::Release, Ordering::Relaxed).is_err() {
+                if prev.compare_exchange(cur, after, Ordering::Release, Ordering::Relaxed).is_err()
+                {
                     continue 'again;
                 }
                 // SAFETY: only entries are marked, and only one thread can unlink a link, for a

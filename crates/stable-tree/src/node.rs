@@ -76,8 +76,7 @@ impl StableNode {
     /// Begins a new life of the frame. False if the old one is not over.
     pub(crate) fn create(&self, shares: u32) -> bool {
         // Acquire: pairs with the Release of `bury`.
-        let begun =
-            self.place.compare_exchange(GONE, MOVING, Ordering::Acquire, Ordering::Relaxed);
+        let begun = self.place.compare_exchange(GONE, MOVING, Ordering::Acquire, Ordering::Relaxed);
         if begun.is_err() {
             return false;
         }
@@ -99,8 +98,8 @@ impl StableNode {
     pub(crate) fn take(&self, wanted: u32, limit: u32) -> u32 {
         // Relaxed: the value is only proposed to the compare-and-swap.
         let mut seen = self.sharers.load(Ordering::Relaxed);
-        // A limit has less than 31 bits, so FROZEN is above every limit.
-        while seen != 0 && seen < limit.min(FROZEN) {
+        // FROZEN is above every limit, and there is no sharing without sharers.
+        while seen < limit.min(FROZEN) {
             let taken = wanted.min(limit.min(FROZEN) - seen);
             // AcqRel: a read-modify-write of the count that carries on what givers released.
             let result = self.sharers.compare_exchange(
@@ -122,7 +121,7 @@ impl StableNode {
         // Relaxed: as in `take`.
         let mut seen = self.sharers.load(Ordering::Relaxed);
         loop {
-            if seen == 0 || seen & FROZEN != 0 {
+            if seen & FROZEN != 0 {
                 return Given::Nothing;
             }
             let left = if seen == 1 { FROZEN } else { seen - 1 };
@@ -197,7 +196,10 @@ mod tests {
     fn s2_6_a_frozen_frame_is_joined_by_nobody() {
         let node = StableNode::new(0);
         assert!(node.create(2));
-        assert_eq!((node.give(), node.give(), node.give()), (Given::Shared, Given::Last, Given::Nothing));
+        assert_eq!(
+            (node.give(), node.give(), node.give()),
+            (Given::Shared, Given::Last, Given::Nothing)
+        );
         assert_eq!((node.take(1, u32::MAX), node.sharers()), (0, 0));
         assert!(node.leave() && !node.leave());
         node.bury();

@@ -94,7 +94,6 @@ fn pack_link(link: Link) -> u128 {
     link.map_or(LINK_MASK, |page| u128::from(page.0))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "36 bits")]
 fn unpack_link(bits: u128) -> Link {
     let link = bits & LINK_MASK;
     (link != LINK_MASK).then_some(PageId(link as u64))
@@ -102,7 +101,6 @@ fn unpack_link(bits: u128) -> Link {
 
 impl Record {
     /// What is known of the page.
-    #[expect(clippy::cast_possible_truncation, reason = "each field is masked to its width")]
     pub fn state(&self) -> PageState {
         let bits = self.load();
         match (bits >> STATE_SHIFT) as u8 {

@@ -205,7 +205,7 @@ mod tests {
     const NEVER: u32 = u32::MAX;
 
     fn reserve(forest: &Forest, guard: &Guard<'_>, wanted: u64, terms: Terms) -> Vec<(u64, u32)> {
-        let entry = look(forest, guard, 7).iter().next().unwrap();
+        let entry = look(forest, guard, 7).iter().next().expect("it was inserted");
         let mut out = Vec::new();
         let reserved = forest.reserve(guard, entry, wanted, terms, &mut out);
         assert_eq!(reserved, out.iter().map(|&(_, n)| u64::from(n)).sum::<u64>());

@@ -93,19 +93,15 @@ impl<'a> Guests<'a> {
     /// Compares every byte of every guest with what it must be.
     pub(crate) fn verify(&self) -> Result<(), GuestError> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
+        let check = |thread| {
+            let mut mine = self.guests.iter().skip(thread).step_by(threads);
+            mine.try_for_each(|guest| guest.verify(self.written))
+        };
         thread::scope(|scope| {
-            let checks: Vec<_> = (0..threads)
-                .map(|thread| {
-                    scope.spawn(move || {
-                        let mine = self.guests.iter().skip(thread).step_by(threads);
-                        mine.map(|guest| guest.verify(self.written)).collect::<Result<(), _>>()
-                    })
-                })
-                .collect();
-            checks
-                .into_iter()
-                .map(|check| check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
+            let checks: Vec<_> =
+                (0..threads).map(|thread| scope.spawn(move || check(thread))).collect();
+            let resume = |panic| std::panic::resume_unwind(panic);
+            checks.into_iter().try_for_each(|check| check.join().unwrap_or_else(resume))
         })
     }
 }

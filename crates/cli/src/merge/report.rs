@@ -32,10 +32,7 @@ pub(crate) struct Stopwatch {
 
 fn process_cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 impl Stopwatch {
@@ -107,12 +104,13 @@ impl Report {
     }
 
     /// Takes down what is true while everything is merged.
-    pub(crate) fn merged(&mut self, merger: &Merger, merging: &Times) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn merged(
+        &mut self,
+        merger: &Merger,
+        merging: &Times,
+    ) -> Result<(), Box<dyn Error>> {
         let stages = merger.stage_times();
-        let merge = Times {
-            wall: stages.merge.as_secs_f64(),
-            cpu: stages.merge_cpu.as_secs_f64(),
-        };
+        let merge = Times { wall: stages.merge.as_secs_f64(), cpu: stages.merge_cpu.as_secs_f64() };
         // What the pools' threads do while frames are filled counts as scanning: it is reading.
         self.times.scan =
             Times { wall: stages.scan.as_secs_f64(), cpu: (merging.cpu - merge.cpu).max(0.0) };
@@ -152,10 +150,16 @@ impl Report {
 
     fn to_json(&self) -> Value {
         let c = &self.counters;
-        let seconds: serde_json::Map<String, Value> =
-            self.stages().iter().map(|(stage, times)| ((*stage).into(), times.wall.into())).collect();
-        let cpu_seconds: serde_json::Map<String, Value> =
-            self.stages().iter().map(|(stage, times)| ((*stage).into(), times.cpu.into())).collect();
+        let seconds: serde_json::Map<String, Value> = self
+            .stages()
+            .iter()
+            .map(|(stage, times)| ((*stage).into(), times.wall.into()))
+            .collect();
+        let cpu_seconds: serde_json::Map<String, Value> = self
+            .stages()
+            .iter()
+            .map(|(stage, times)| ((*stage).into(), times.cpu.into()))
+            .collect();
         json!({
             "pages_shared": c.pages_shared,
             "pages_sharing": c.pages_sharing,

@@ -97,11 +97,5 @@ impl Bed {
 
 /// shared, sharing, unshared, chains, dups.
 pub(crate) fn figures(c: &Counters) -> [u64; 5] {
-    [
-        c.pages_shared,
-        c.pages_sharing,
-        c.pages_unshared,
-        c.stable_node_chains,
-        c.stable_node_dups,
-    ]
+    [c.pages_shared, c.pages_sharing, c.pages_unshared, c.stable_node_chains, c.stable_node_dups]
 }

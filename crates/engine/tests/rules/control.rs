@@ -120,10 +120,7 @@ fn s5_4_ranges_that_can_not_be_registered_are_named() {
     let register = |pages| bed.engine.register(&memory, pages).err().unwrap();
     assert!(matches!(register(Vpn(5)..Vpn(5)), RegisterError::Empty));
     let overlap = register(Vpn(99)..Vpn(150));
-    assert_eq!(
-        overlap.to_string(),
-        "pages 0x63..0x96 overlap a region that is registered already"
-    );
+    assert_eq!(overlap.to_string(), "pages 0x63..0x96 overlap a region that is registered already");
     assert!(matches!(register(Vpn(100)..Vpn(1 << 50)), RegisterError::TooMany { .. }));
     assert!(matches!(register(Vpn(100)..Vpn(101)), RegisterError::Memory(_)));
     assert_eq!(bed.counters().pages_registered, 100);
@@ -154,7 +151,9 @@ fn s6_runs_that_would_take_too_many_mappings_are_left_long_ones_come_first() {
     bed.engine.set(Knob::PagesToScan, 1_000_000).unwrap();
     let counters = bed.scan(2);
     assert!(counters.pages_over_budget > 0, "{counters:?}");
-    assert!((0..40).all(|page| bed.frame(page).is_some() && bed.frame(page) == bed.frame(100 + page)));
+    assert!(
+        (0..40).all(|page| bed.frame(page).is_some() && bed.frame(page) == bed.frame(100 + page))
+    );
     bed.machine.set_mappings(Mappings { used: 4, limit: 1_000_000 });
     let counters = bed.scan(20);
     assert_eq!((counters.pages_over_budget, counters.pages_sharing), (0, 80));

@@ -111,10 +111,8 @@ fn s4_6_nodes_without_cpus_or_memory_and_gaps_in_their_numbers_are_ordinary() {
     nodes[2].memory_bytes = 0;
     let topology = numerge_engine::Topology::new(nodes).unwrap();
     let machine = numerge_engine::in_memory::Machine::new(topology, 20);
-    let options =
-        numerge_engine::EngineOptions { background: false, ..Default::default() };
-    let engine =
-        numerge_engine::Engine::new(machine.clone(), machine.clone(), options).unwrap();
+    let options = numerge_engine::EngineOptions { background: false, ..Default::default() };
+    let engine = numerge_engine::Engine::new(machine.clone(), machine.clone(), options).unwrap();
     engine.set(Knob::MergeAcrossNodes, 0).unwrap();
     let memory: std::sync::Arc<dyn numerge_engine::machine::Memory> = machine.clone();
     let vpn = numerge_engine::machine::Vpn;

@@ -129,8 +129,9 @@ impl Shared {
 impl State {
     /// Frees the objects that wait for no guard any more; gives all that waits for none.
     fn free_due(&mut self) -> Vec<Garbage> {
-        let (due, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|(guards, _)| guards.is_empty());
+        let (due, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(guards, _)| guards.is_empty());
         self.waiting = waiting;
         for (_, garbage) in &due {
             if let Garbage::Object(address) = garbage {
@@ -165,11 +166,8 @@ impl Collector {
     /// Epochs of a new structure.
     #[must_use]
     pub fn new() -> Self {
-        let shared = Shared {
-            gate: AtomicUsize::new(0),
-            state: StdMutex::default(),
-            expired: Queue::new(),
-        };
+        let shared =
+            Shared { gate: AtomicUsize::new(0), state: StdMutex::default(), expired: Queue::new() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -245,11 +243,8 @@ impl Guard<'_> {
             drop(unsafe { Box::from_raw(ptr::with_exposed_provenance_mut::<T>(address)) });
         }
         let object = Box::into_raw(Box::new(value));
-        let known = Object {
-            life: Life::Live,
-            bytes: heap_bytes(size_of::<T>()),
-            release: release::<T>,
-        };
+        let known =
+            Object { life: Life::Live, bytes: heap_bytes(size_of::<T>()), release: release::<T> };
         self.shared.with(|state| state.objects.insert(object.expose_provenance(), known));
         object
     }

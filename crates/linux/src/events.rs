@@ -1,0 +1,71 @@
+//! A thread that reads a userfaultfd's events, so that nobody sleeps for want of a reader.
+//!
+//! mremap of a registered range returns only after its event was read, our own mremap (see
+//! [`crate::convert`]) as well as the program's. Nothing needs doing about an event but reading it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use crate::fork;
+use crate::uffd::{MESSAGE_BYTES, Uffd};
+
+/// Events taken in one read.
+const BATCH: usize = 16;
+
+/// The thread, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct EventReader {
+    stop: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    depth: u64,
+}
+
+impl EventReader {
+    /// Starts reading.
+    pub(crate) fn start(uffd: Arc<Uffd>) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name("numerge-events".into())
+            .stack_size(64 << 10)
+            .spawn(move || {
+                // A signal handler that ran here and touched a frozen page would stop the reader.
+                let _ = fork::block_signals();
+                read_until(&uffd, &stopped);
+            })?;
+        Ok(Self { stop, thread: Some(thread), depth: fork::depth() })
+    }
+}
+
+fn read_until(uffd: &Uffd, stop: &OwnedFd) {
+    let mut messages = [0; MESSAGE_BYTES * BATCH];
+    loop {
+        let mut fds = [PollFd::new(uffd.fd(), PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        if poll(&mut fds, None).is_err() {
+            continue; // a passing lack of memory
+        }
+        if !fds[1].revents().is_empty() {
+            return;
+        }
+        // Faults are read as well. They are answered by who froze the page; read or not, the same
+        // call wakes who waits. Nothing there after all (EAGAIN): its waiter was woken meanwhile.
+        let _ = rustix::io::read(uffd.fd().as_fd(), &mut messages[..]);
+    }
+}
+
+impl Drop for EventReader {
+    fn drop(&mut self) {
+        if self.depth != fork::depth() {
+            return; // the thread did not come along into the child
+        }
+        let stopped = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
+        if let (Ok(_), Some(thread)) = (stopped, self.thread.take()) {
+            // It can't have panicked; if it did, there is nothing left to stop.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Facts about the machine and this process, and whether the kernel can do what is needed.
+
+use std::fs;
+use std::io;
+
+use crate::error::Error;
+use crate::pagemap::Pagemap;
+use crate::uffd::{Uffd, feature};
+
+/// Features of the context that tracks writes and freezes pages.
+pub(crate) const TRACKING: u64 = feature::WP
+    | feature::WP_SHMEM
+    | feature::WP_UNPOPULATED
+    | feature::WP_ASYNC
+    | feature::MOVE
+    | feature::EVENT_REMAP;
+/// Features of the context that makes writers wait.
+pub(crate) const HOLDING: u64 = feature::WP | feature::WP_SHMEM;
+
+/// Checks that the kernel has all that merging needs and that this user may use it.
+///
+/// # Errors
+/// [`Error::KernelTooOld`], [`Error::NotPermitted`], [`Error::PageSize`], each saying what to do.
+pub fn check_kernel() -> Result<(), Error> {
+    // SAFETY: sysconf reads a number and touches no memory of ours.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    if bytes != 4096 {
+        return Err(Error::PageSize { bytes });
+    }
+    Uffd::open(TRACKING)?;
+    Uffd::open(HOLDING)?;
+    Pagemap::open()?;
+    Ok(())
+}
+
+/// Memory the machine could give out now without swapping (MemAvailable), in bytes.
+///
+/// # Errors
+/// If /proc/meminfo can't be read.
+pub fn available_bytes() -> io::Result<u64> {
+    kilobytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// This process's share of the machine's memory (Pss of smaps_rollup), in bytes: a page that n
+/// mappings share counts as 1/n for each.
+///
+/// # Errors
+/// If /proc/self/smaps_rollup can't be read.
+pub fn proportional_bytes() -> io::Result<u64> {
+    kilobytes("/proc/self/smaps_rollup", "Pss:")
+}
+
+/// The most mappings the machine allows one program (`vm.max_map_count`).
+///
+/// # Errors
+/// If it can't be read.
+pub fn mappings_limit() -> io::Result<u64> {
+    number("/proc/sys/vm/max_map_count")
+}
+
+/// Whether the machine counts every private mapping against a limit (vm.overcommit_memory=2).
+pub(crate) fn strict_overcommit() -> bool {
+    number("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode == 2)
+}
+
+fn number(path: &str) -> io::Result<u64> {
+    fs::read_to_string(path)?.trim().parse().map_err(|_| malformed(path))
+}
+
+fn kilobytes(path: &str, key: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.trim().strip_suffix("kB"))
+        .and_then(|value| value.trim().parse::<u64>().ok())
+        .map(|value| value.saturating_mul(1024))
+        .ok_or_else(|| malformed(path))
+}
+
+fn malformed(path: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{path} is not as expected"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_of_the_machine() {
+        assert!(available_bytes().expect("MemAvailable") > 1 << 20);
+        assert!(proportional_bytes().expect("Pss") > 1 << 12);
+        assert!(mappings_limit().expect("max_map_count") > 1000);
+    }
+}

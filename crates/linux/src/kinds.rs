@@ -1,0 +1,90 @@
+//! What lies at each page now.
+//!
+//! The page tables alone do not tell. A page mapped to a frame has no entry until somebody looks at
+//! it, and may lose it again, like a page never touched. And an entry that is "swapped out" may be
+//! a mere marker that the kernel leaves for its write protection, with the frame still behind it.
+//! To take either for a page that has left its frame would let the frame be given back while it is
+//! mapped. So: what is in a file mapping is a frame unless a page of the program's own is seen.
+
+use std::ops::Range;
+
+use numerge_engine::machine::{Kind, Memory, MemoryError, PAGE_SIZE, Vpn};
+
+use crate::error::system;
+use crate::memory::{ProcessMemory, pages_of};
+use crate::num::{address, count, size};
+use crate::pagemap::{PageRegion, category};
+
+/// A page as the page tables have it, to a [`Kind`], if it is no frame that can't be seen.
+pub(crate) fn kind(categories: u64) -> Kind {
+    if categories & category::PFNZERO != 0 {
+        Kind::Zero
+    } else if categories & category::FILE != 0 {
+        Kind::Frame
+    } else {
+        Kind::Private
+    }
+}
+
+impl ProcessMemory {
+    /// Appends the kind of each page; nothing if that fails.
+    pub(crate) fn append_kinds(
+        &self,
+        pages: &Range<Vpn>,
+        out: &mut Vec<Option<Kind>>,
+    ) -> Result<(), MemoryError> {
+        // Held over the look: pages go from one kind of mapping to the other only under it.
+        let tables = self.tables();
+        let mut found = vec![None; size(count(pages))];
+        let mut at = pages.start;
+        while let Some((in_file, _)) = tables.in_file.next_in(&(at..pages.end)) {
+            found[places(pages, &in_file)].fill(Some(Kind::Frame));
+            at = in_file.end;
+        }
+        let mut swapped = Vec::new();
+        self.each_there(pages, &mut |region| {
+            let run = pages_of(region);
+            if region.categories & category::PRESENT != 0 {
+                found[places(pages, &run)].fill(Some(kind(region.categories)));
+            } else {
+                swapped.push(run);
+            }
+        })?;
+        for run in swapped {
+            for page in (0..count(&run)).map(|n| run.start.plus(n)) {
+                let place = size(page.0 - pages.start.0);
+                if found[place].is_none() {
+                    found[place] = Some(Kind::Private);
+                    continue;
+                }
+                // Looking at it brings in what is really there.
+                self.read(page, &mut [0; PAGE_SIZE]);
+                self.each_there(&(page..page.plus(1)), &mut |region| {
+                    if region.categories & category::PRESENT != 0 {
+                        found[place] = Some(kind(region.categories));
+                    }
+                })?;
+            }
+        }
+        out.append(&mut found);
+        Ok(())
+    }
+
+    fn each_there(
+        &self,
+        pages: &Range<Vpn>,
+        each: &mut dyn FnMut(&PageRegion),
+    ) -> Result<(), MemoryError> {
+        let bytes = address(pages.start)..address(pages.end);
+        // Category 0: whatever is there, in memory or not.
+        self.pagemap
+            .find(bytes, 0, &mut |region| each(&region))
+            .map_err(|source| system("PAGEMAP_SCAN", source))
+    }
+}
+
+/// Where `part` is in `pages`.
+fn places(pages: &Range<Vpn>, part: &Range<Vpn>) -> Range<usize> {
+    let place = |page: Vpn| size(page.clamp(pages.start, pages.end).0 - pages.start.0);
+    place(part.start)..place(part.end)
+}

@@ -1,0 +1,346 @@
+//! This process's memory, for the engine.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use numerge_engine::machine::{
+    Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
+};
+use numerge_topology::Nid;
+
+use crate::area::{Area, Style};
+use crate::error::{Error, system};
+use crate::events::EventReader;
+use crate::fork::{self, Held};
+use crate::kinds::kind;
+use crate::maps::{self, Attributes};
+use crate::num::{PAGE_SHIFT, address, bytes, count, pointer, size};
+use crate::pagemap::{PageRegion, Pagemap};
+use crate::pool::FramePools;
+use crate::ranges::Ranges;
+use crate::uffd::{Mode, Span, Uffd};
+use crate::{host, nodes};
+
+/// Pages that are frozen at once: who touches one waits for at most as many to be merged.
+pub(crate) const STAGING_PAGES: usize = 256;
+
+/// No page number of a program's is as large: 57 bits of address are the most there are.
+const ADDRESSABLE: Vpn = Vpn(1 << (57 - PAGE_SHIFT));
+
+/// The memory of the process this runs in.
+///
+/// Rules for who registers memory:
+/// - A registered range must not be unmapped, remapped, protected or given other advice before it is
+///   unregistered, and not be dropped with `MADV_DONTNEED` while merged (it would read as what it
+///   was merged with). The same goes, also after that, for pages that unmerging had to leave in their
+///   file mapping ([`ProcessMemory::pages_left_in_file_mapping`]).
+/// - It must hold nothing that the thread that merges touches itself: its stack, the heap.
+///
+/// While a run is merged (tens of microseconds), who touches it waits, system calls too. The exception
+/// is access through /proc/PID/mem and ptrace, which the kernel does not let wait: it fails with EIO,
+/// and can be tried again.
+///
+/// After a fork the child's copy of this value does nothing: the child's memory is whole and
+/// private, and is not tracked.
+#[derive(Debug)]
+pub struct ProcessMemory {
+    pub(crate) pools: Arc<FramePools>,
+    /// Tracks writes (asynchronously), and freezes whole pages while they are merged.
+    pub(crate) tracking: Arc<Uffd>,
+    /// Makes writers wait while pages are unmerged.
+    pub(crate) holding: Uffd,
+    pub(crate) pagemap: Pagemap,
+    /// Where pages are while they are out of the program's view; empty while nobody holds
+    /// [`Tables`].
+    pub(crate) staging: Area,
+    tables: Mutex<Tables>,
+    pub(crate) counters: Counters,
+    /// The machine counts private mappings against a limit, so replacing one can fail half-way.
+    pub(crate) strict_overcommit: bool,
+    _events: EventReader,
+    depth: u64,
+}
+
+/// What is known of registered memory. Locked only by who holds [`fork::hold`], or does not touch
+/// mappings.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    /// Registered ranges.
+    pub(crate) registered: Ranges<Attributes>,
+    /// Pages mapped to frames, or written to since they were (and then still in a file mapping).
+    pub(crate) in_file: Ranges<Attributes>,
+    /// Of these, pages that unmerging had to leave there.
+    pub(crate) left: Ranges<()>,
+    /// Times that memory was given back in the middle of a file mapping, since islands were joined.
+    pub(crate) islands: u64,
+    /// Empty anonymous memory, never touched, for each kind of registered range.
+    pub(crate) empties: Vec<(Attributes, Area)>,
+}
+
+/// What happened that the engine does not ask about.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Pages given back to anonymous memory so that they could be merged again.
+    pub(crate) made_mergeable: AtomicU64,
+    /// Pages whose writes can't be seen any more, since they could not be registered again.
+    pub(crate) untracked: AtomicU64,
+}
+
+/// The right to take memory apart, and what is known of it.
+pub(crate) struct Bench<'a> {
+    pub(crate) tables: MutexGuard<'a, Tables>,
+    // After the tables: fields are dropped in order, and the lock above must not outlive the right.
+    _held: Held,
+}
+
+impl ProcessMemory {
+    /// Prepares to merge this process's memory with frames of these pools.
+    ///
+    /// # Errors
+    /// What [`crate::check_kernel`] gives, and what the system said otherwise.
+    pub fn new(pools: Arc<FramePools>) -> Result<Self, Error> {
+        host::check_kernel()?;
+        fork::watch()?;
+        let tracking = Arc::new(Uffd::open(host::TRACKING)?);
+        let staging = area(STAGING_PAGES, Attributes::default())?;
+        // MOVE needs its destination registered. Not for missing pages: unmerging fills it itself.
+        register(&tracking, staging.span(), Mode::WP)?;
+        let events = EventReader::start(Arc::clone(&tracking)).map_err(|source| Error::System {
+            call: "start the thread that reads events",
+            source,
+        })?;
+        Ok(Self {
+            pools,
+            tracking,
+            holding: Uffd::open(host::HOLDING)?,
+            pagemap: Pagemap::open()?,
+            staging,
+            tables: Mutex::new(Tables {
+                registered: Ranges::new(),
+                in_file: Ranges::new(),
+                left: Ranges::new(),
+                islands: 0,
+                empties: Vec::new(),
+            }),
+            counters: Counters::default(),
+            strict_overcommit: host::strict_overcommit(),
+            _events: events,
+            depth: fork::depth(),
+        })
+    }
+
+    /// Pages with memory of their own that can't be merged again now: the program wrote to them
+    /// after they were merged, and has a file open through which a device could be writing to them
+    /// unseen (io_uring, O_DIRECT, vfio and the like); or the machine was short of memory.
+    #[must_use]
+    pub fn pages_left_in_file_mapping(&self) -> u64 {
+        if self.is_inherited() {
+            return 0; // the lock may have been held by a thread that is not here
+        }
+        self.tables().left.pages()
+    }
+
+    /// Pages written after they were merged that were made mergeable again, in total.
+    #[must_use]
+    pub fn pages_made_mergeable(&self) -> u64 {
+        self.counters.made_mergeable.load(Ordering::Relaxed) // a counter
+    }
+
+    /// Pages whose writes can't be seen any more since the machine refused to track them again, in
+    /// total. Their content is right; the engine's counters may be off by as many.
+    #[must_use]
+    pub fn pages_untracked(&self) -> u64 {
+        self.counters.untracked.load(Ordering::Relaxed) // a counter
+    }
+
+    /// Checks and registers a range like [`Memory::register`], and says in full why it can't be.
+    ///
+    /// # Errors
+    /// [`Error::NotAnonymous`], [`Error::Attribute`], or what the system said.
+    pub fn register_range(&self, pages: Range<Vpn>) -> Result<(), Error> {
+        if self.is_inherited() {
+            return Err(Error::NotAnonymous {
+                start: address(pages.start),
+                reason: "this memory was inherited by a fork".into(),
+            });
+        }
+        if pages.is_empty() || pages.end > ADDRESSABLE {
+            return Err(Error::NotAnonymous {
+                start: address(pages.start),
+                reason: "no such range of pages".into(),
+            });
+        }
+        let known = self.tables().registered.next_in(&pages);
+        if let Some((found, _)) = known {
+            return Err(Error::NotAnonymous {
+                start: address(found.start),
+                reason: "it is registered already".into(),
+            });
+        }
+        let attributes = maps::mergeable(&pages)?;
+        let mut bench = self.bench();
+        if !bench.tables.empties.iter().any(|(of, _)| *of == attributes) {
+            let empty = area(STAGING_PAGES, attributes)?;
+            register(&self.tracking, empty.span(), Mode::MISSING_WP)?;
+            bench.tables.empties.push((attributes, empty));
+        }
+        register(&self.tracking, span(&pages), Mode::WP)?;
+        bench.tables.registered.insert(pages, attributes);
+        Ok(())
+    }
+
+    /// Keeps forks, signals and other merges away until the result is dropped.
+    pub(crate) fn bench(&self) -> Bench<'_> {
+        let held = fork::hold();
+        Bench { tables: self.tables(), _held: held }
+    }
+
+    /// Whether this is a copy that came with a fork: its descriptors act on the parent's memory.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.depth != fork::depth()
+    }
+
+    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+        // Changed last, after memory is whole again, by functions that don't panic.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn area(pages: usize, attributes: Attributes) -> Result<Area, Error> {
+    let style = Style { no_reserve: attributes.no_reserve, huge_pages: attributes.huge_pages };
+    Area::new(pages, style).map_err(|source| Error::System { call: "mmap", source })
+}
+
+fn register(uffd: &Uffd, span: Span, mode: Mode) -> Result<(), Error> {
+    uffd.register(span, mode).map_err(|source| Error::System { call: "UFFDIO_REGISTER", source })
+}
+
+/// A page range in bytes.
+pub(crate) const fn span(pages: &Range<Vpn>) -> Span {
+    Span { start: address(pages.start), len: bytes(pages) }
+}
+
+/// A byte range that PAGEMAP_SCAN gave, in pages.
+pub(crate) const fn pages_of(region: &PageRegion) -> Range<Vpn> {
+    Vpn(region.start >> PAGE_SHIFT)..Vpn(region.end >> PAGE_SHIFT)
+}
+
+impl Memory for ProcessMemory {
+    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
+        match self.register_range(pages.clone()) {
+            Err(Error::NotAnonymous { .. }) => Err(MemoryError::NotMergeable(pages)),
+            other => Ok(other?),
+        }
+    }
+
+    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
+        if self.is_inherited() {
+            return Ok(());
+        }
+        // What the program wrote to after it was merged is in a file mapping still.
+        self.leave_files(&pages)?;
+        self.join_if_due();
+        let mut bench = self.bench();
+        self.tracking
+            .unregister(span(&pages))
+            .map_err(|source| system("UFFDIO_UNREGISTER", source))?;
+        let tables = &mut *bench.tables;
+        tables.registered.remove(&pages);
+        tables.in_file.remove(&pages);
+        tables.left.remove(&pages);
+        Ok(())
+    }
+
+    fn written(
+        &self,
+        pages: Range<Vpn>,
+        max_pages: u64,
+        out: &mut Vec<Written>,
+    ) -> Result<Vpn, MemoryError> {
+        if self.is_inherited() {
+            return Ok(pages.end);
+        }
+        let before = out.len();
+        let bytes = address(pages.start)..address(pages.end);
+        let end = self
+            .pagemap
+            .take_written(bytes, max_pages, &mut |region| {
+                let found = Written { pages: pages_of(&region), kind: kind(region.categories) };
+                match out.get_mut(before..).and_then(<[_]>::last_mut) {
+                    Some(last)
+                        if last.pages.end == found.pages.start && last.kind == found.kind =>
+                    {
+                        last.pages.end = found.pages.end;
+                    }
+                    _ => out.push(found),
+                }
+            })
+            .map_err(|source| system("PAGEMAP_SCAN", source))?;
+        Ok(Vpn(end >> PAGE_SHIFT))
+    }
+
+    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+        if self.is_inherited() {
+            out.extend((0..count(&pages)).map(|_| None));
+            return Ok(());
+        }
+        self.append_kinds(&pages, out)
+    }
+
+    fn read(&self, first: Vpn, buf: &mut [u8]) -> usize {
+        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        let remote = libc::iovec { iov_base: pointer(first).cast(), iov_len: buf.len() };
+        // SAFETY: the kernel writes to `buf`, exclusive and long enough, and only reads at the other
+        // end, wherever that is; memory that is not there is an error.
+        let copied = unsafe {
+            libc::process_vm_readv(
+                rustix::process::getpid().as_raw_nonzero().get(),
+                &raw const local,
+                1,
+                &raw const remote,
+                1,
+                0,
+            )
+        };
+        usize::try_from(copied).unwrap_or(0) / PAGE_SIZE
+    }
+
+    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
+        for run in runs {
+            self.merge_run(run, out);
+        }
+        if !self.is_inherited() {
+            self.join_if_due();
+        }
+    }
+
+    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
+        if self.is_inherited() {
+            return Ok(());
+        }
+        ranges.iter().try_for_each(|pages| self.unmerge_range(pages))?;
+        self.join_if_due();
+        Ok(())
+    }
+
+    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+        let len = usize::try_from(count(&pages)).unwrap_or(usize::MAX);
+        if let Some(nid) = self.pools.only_node() {
+            out.extend(std::iter::repeat_n(Some(nid), len));
+            return Ok(());
+        }
+        let addresses: Vec<_> =
+            (0..count(&pages)).map(|n| size(address(pages.start.plus(n)))).collect();
+        nodes::of_pages(&addresses, out).map_err(|source| system("move_pages", source))
+    }
+
+    fn mappings(&self) -> Result<Mappings, MemoryError> {
+        let read = |result: io::Result<u64>, call| result.map_err(|source| system(call, source));
+        Ok(Mappings {
+            used: read(maps::count(), "read /proc/self/maps")?,
+            limit: read(host::mappings_limit(), "read vm.max_map_count")?,
+        })
+    }
+}

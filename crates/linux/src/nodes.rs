@@ -1,0 +1,83 @@
+//! The machine's nodes, for the engine.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use numerge_engine::machine::Nodes;
+use numerge_topology::{Nid, Topology, nodes_of_pages};
+
+/// This machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    topology: Arc<Topology>,
+}
+
+impl Machine {
+    /// The machine with these nodes.
+    #[must_use]
+    pub const fn new(topology: Arc<Topology>) -> Self {
+        Self { topology }
+    }
+}
+
+impl Nodes for Machine {
+    fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    fn run_on(&self, nid: Nid) -> io::Result<()> {
+        let pinned = self.topology.pin_current_thread(nid);
+        pinned.map_err(io::Error::other)
+    }
+
+    fn thread_cpu_time(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(
+            u64::try_from(time.tv_sec).unwrap_or(0),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
+        )
+    }
+}
+
+/// Appends the node of the page at each address; None where there is no page.
+pub(crate) fn of_pages(addresses: &[usize], out: &mut Vec<Option<Nid>>) -> io::Result<()> {
+    let mut found = Vec::new();
+    nodes_of_pages(addresses, &mut found).map_err(io::Error::other)?;
+    out.append(&mut found);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s4_2_threads_run_on_their_node() {
+        let topology = Arc::new(Topology::discover().expect("the machine's nodes"));
+        let machine = Machine::new(Arc::clone(&topology));
+        let nid = machine.topology().nodes()[0].nid;
+        std::thread::spawn(move || machine.run_on(nid).expect("pinned")).join().expect("no panic");
+    }
+
+    #[test]
+    fn nodes_of_pages_are_asked_of_the_machine() {
+        let touched = vec![1_u8; 3 * 4096];
+        let start = touched.as_ptr().addr();
+        let mut out = vec![None];
+        of_pages(&[start, start + 4096, 0], &mut out).expect("move_pages");
+        assert_eq!(out.len(), 4, "appended");
+        assert!(out[1].is_some() && out[2].is_some());
+        assert_eq!(out[3], None, "no page there");
+    }
+
+    #[test]
+    fn cpu_time_goes_on() {
+        let machine = Machine::new(Arc::new(Topology::discover().expect("nodes")));
+        let before = machine.thread_cpu_time();
+        let mut n = 0_u64;
+        while machine.thread_cpu_time() == before {
+            n = std::hint::black_box(n + 1);
+        }
+    }
+}

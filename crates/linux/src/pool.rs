@@ -1,0 +1,442 @@
+//! Frame pools: where the content of merged pages lives.
+//!
+//! Each node has several rows ("stripes") of memfds, used in rotation, for the mappings of one file
+//! share one lock in the kernel. A frame's number says where it is: `file number << 18 | page in
+//! the file`, so a number is found again without a search.
+//!
+//! Architecture invariant: a frame's memory is given back (a hole punched) only when no page of
+//! this process maps it, which is the engine's promise in [`Frames::free`], and no page of a process
+//! forked from it, which the kernel is asked ([`crate::witness`], and where there are such
+//! processes [`crate::sharers`]). A private mapping of a hole would read zeros.
+
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use numerge_engine::Kpfn;
+use numerge_engine::machine::{FrameError, Frames, PAGE_SIZE};
+use numerge_topology::{Nid, Topology};
+
+use crate::error::Error;
+use crate::num::PAGE_SHIFT;
+use crate::pool_file::{FILE_FRAMES, FILE_SHIFT, PoolFile};
+use crate::quarantine::Quarantine;
+use crate::sharers::{self, FileId, Shared};
+use crate::{fork, nodes};
+
+/// Rows of files a node, used in rotation.
+const STRIPES: usize = 4;
+/// Most files there can be, by the width of a frame number.
+const FILES: usize = 1 << (Kpfn::BITS - FILE_SHIFT);
+
+/// The frame pools of one security domain, one pool for each node that has memory.
+#[derive(Debug)]
+pub struct FramePools {
+    topology: Arc<Topology>,
+    pools: Vec<NodePool>,
+    /// By file number. Only grows; files live as long as the pools.
+    files: RwLock<Vec<Arc<PoolFile>>>,
+    waiting: Mutex<Quarantine>,
+    made_ticks: u64,
+    /// [`fork::depth`] of the process that made this.
+    depth: u64,
+}
+
+#[derive(Debug)]
+struct NodePool {
+    nid: Nid,
+    turn: AtomicUsize,
+    /// File numbers, oldest first.
+    stripes: [Mutex<Vec<usize>>; STRIPES],
+}
+
+/// Adjacent frames of one file.
+#[derive(Clone, Debug)]
+pub(crate) struct FrameRun {
+    file: Arc<PoolFile>,
+    first: u64,
+}
+
+impl FrameRun {
+    /// The file to map.
+    pub(crate) fn file(&self) -> &File {
+        self.file.file()
+    }
+
+    /// Page of the file where the run begins.
+    pub(crate) const fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The content of the run's n-th frame, to compare with.
+    pub(crate) fn content(&self, n: u64) -> *const u8 {
+        self.file.address(self.first + n)
+    }
+}
+
+impl FramePools {
+    /// Makes the pools of a machine, all empty.
+    ///
+    /// # Errors
+    /// If forks can't be watched for.
+    pub fn new(topology: Arc<Topology>) -> Result<Self, Error> {
+        fork::watch()?;
+        let waiting =
+            Quarantine::new().map_err(|source| Error::System { call: "memfd_create", source })?;
+        let nodes = topology.nodes().iter();
+        let pools = nodes.filter(|node| node.memory_bytes > 0).map(|node| NodePool {
+            nid: node.nid,
+            turn: AtomicUsize::new(0),
+            stripes: Default::default(),
+        });
+        Ok(Self {
+            pools: pools.collect(),
+            topology,
+            files: RwLock::default(),
+            waiting: Mutex::new(waiting),
+            made_ticks: sharers::now_ticks(),
+            depth: fork::depth(),
+        })
+    }
+
+    /// Gives back now what can be given back of the frames that a fork's child kept in use. Also
+    /// happens by itself from time to time, when frames are taken and given back. Gives how many
+    /// frames still wait.
+    pub fn settle(&self) -> u64 {
+        if self.is_inherited() {
+            return 0;
+        }
+        let mut waiting = self.waiting();
+        waiting.look_at_once();
+        self.release(&mut waiting);
+        waiting.frames()
+    }
+
+    /// The only node with memory, if there is just one: then nobody needs to be asked.
+    pub(crate) fn only_node(&self) -> Option<Nid> {
+        match &*self.pools {
+            [pool] => Some(pool.nid),
+            _ => None,
+        }
+    }
+
+    /// Where a run of frames is; None if they are not all handed out, in one file.
+    pub(crate) fn locate(&self, first: Kpfn, count: u64) -> Option<FrameRun> {
+        let (file, frame) = self.place(first)?;
+        let inside = count > 0 && count <= FILE_FRAMES - frame;
+        (inside && file.is_used(frame) && file.is_used(frame + count - 1))
+            .then_some(FrameRun { file, first: frame })
+    }
+
+    /// Whether this is a copy that came with a fork. The original's owner goes on using the files,
+    /// so the copy keeps its hands off them.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.depth != fork::depth()
+    }
+
+    fn place(&self, kpfn: Kpfn) -> Option<(Arc<PoolFile>, u64)> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let number = usize::try_from(kpfn.0 >> FILE_SHIFT).ok()?;
+        Some((Arc::clone(files.get(number)?), kpfn.0 % FILE_FRAMES))
+    }
+
+    fn file(&self, number: usize) -> Option<Arc<PoolFile>> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.get(number).cloned()
+    }
+
+    /// Makes another file for a node and gives its number.
+    fn add_file(&self, nid: Nid) -> io::Result<usize> {
+        let made = PoolFile::new(|addresses| {
+            if self.only_node().is_some() {
+                return Ok(());
+            }
+            let bound = self.topology.bind_memory(addresses.start, addresses.len(), nid);
+            bound.map_err(io::Error::other)
+        })?;
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        if files.len() == FILES {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        files.push(Arc::new(made));
+        Ok(files.len() - 1)
+    }
+
+    fn allocate_in(&self, pool: &NodePool, count: u64) -> io::Result<Range<Kpfn>> {
+        // Relaxed: any rotation will do.
+        let turn = pool.turn.fetch_add(1, Ordering::Relaxed) % STRIPES;
+        let mut stripe = pool.stripes[turn].lock().unwrap_or_else(PoisonError::into_inner);
+        for &number in &*stripe {
+            let Some(file) = self.file(number) else {
+                continue;
+            };
+            if file.free() > 0
+                && let Some(frames) = file.allocate(count)?
+            {
+                return Ok(kpfns(number, &frames));
+            }
+        }
+        let number = self.add_file(pool.nid)?;
+        stripe.push(number);
+        match self.file(number).map(|file| file.allocate(count)) {
+            Some(Ok(Some(frames))) => Ok(kpfns(number, &frames)),
+            Some(Err(error)) => Err(error),
+            _ => Err(io::ErrorKind::OutOfMemory.into()),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Quarantine> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back the memory of what waits and nobody else maps.
+    fn release(&self, waiting: &mut Quarantine) {
+        if waiting.is_empty() {
+            return;
+        }
+        if waiting.nobody_else_is_left() {
+            waiting.retain(|run| self.punch(run).is_err());
+        } else if waiting.look_is_due() {
+            let Some(shared) = sharers::others(&self.file_ids(), self.made_ticks) else {
+                return;
+            };
+            waiting.retain(|run| {
+                shared.iter().any(|shared| overlaps(run, shared)) || self.punch(run).is_err()
+            });
+        }
+    }
+
+    fn file_ids(&self) -> Vec<FileId> {
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        files.iter().map(|file| file.id().clone()).collect()
+    }
+
+    /// Gives frames' memory back.
+    fn punch(&self, run: &Range<Kpfn>) -> io::Result<()> {
+        self.place(run.start)
+            .map_or(Ok(()), |(file, frame)| file.punch(&(frame..frame + (run.end.0 - run.start.0))))
+    }
+}
+
+fn kpfns(file: usize, frames: &Range<u64>) -> Range<Kpfn> {
+    let first = (file as u64) << FILE_SHIFT;
+    Kpfn(first + frames.start)..Kpfn(first + frames.end)
+}
+
+fn overlaps(run: &Range<Kpfn>, shared: &Shared) -> bool {
+    let mapped = kpfns(shared.file, &shared.frames);
+    run.start < mapped.end && mapped.start < run.end
+}
+
+/// Sorts and joins adjacent frames of one file.
+fn runs_of(kpfns: &[Kpfn]) -> Vec<Range<Kpfn>> {
+    let mut sorted = kpfns.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut runs: Vec<Range<Kpfn>> = Vec::new();
+    for kpfn in sorted {
+        match runs.last_mut() {
+            Some(run) if run.end == kpfn && kpfn.0 % FILE_FRAMES != 0 => run.end = kpfn.plus(1),
+            _ => runs.push(kpfn..kpfn.plus(1)),
+        }
+    }
+    runs
+}
+
+fn frame_error(nid: Nid, call: &'static str, source: io::Error) -> FrameError {
+    let full = matches!(source.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC | libc::EFBIG));
+    if full || source.kind() == io::ErrorKind::OutOfMemory {
+        FrameError::OutOfMemory(nid)
+    } else {
+        FrameError::System { call, source }
+    }
+}
+
+impl Frames for FramePools {
+    fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError> {
+        let pool = self.pools.iter().find(|pool| pool.nid == nid);
+        let Some(pool) = pool.filter(|_| !self.is_inherited()) else {
+            return Err(FrameError::System {
+                call: "allocate",
+                source: io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "no frame pool on that node in this process",
+                ),
+            });
+        };
+        self.release(&mut self.waiting());
+        self.allocate_in(pool, count.max(1)).map_err(|source| frame_error(nid, "fallocate", source))
+    }
+
+    fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]) {
+        let Some(run) = self.locate(kpfn, 1).filter(|_| !self.is_inherited()) else {
+            debug_assert!(false, "write to a frame that is not allocated");
+            return;
+        };
+        // Through the file: a page new to the mapping would first be faulted in and cleared.
+        let offset = run.first << PAGE_SHIFT;
+        if run.file().write_all_at(content, offset).is_ok() {
+            return;
+        }
+        let to = run.file.address(run.first);
+        // SAFETY: the frame has memory and is mapped here as long as `run` lives; by the trait's
+        // contract no page is mapped to it and nobody else writes or reads it now.
+        unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), to, PAGE_SIZE) };
+    }
+
+    fn read(&self, kpfn: Kpfn, content: &mut [u8; PAGE_SIZE]) {
+        let Some(run) = self.locate(kpfn, 1).filter(|_| !self.is_inherited()) else {
+            debug_assert!(false, "read of a frame that is not allocated");
+            return;
+        };
+        // SAFETY: the frame has memory and is mapped here as long as `run` lives; nobody writes to
+        // a frame once it is shared, and before that only its one owner, who is the caller.
+        unsafe { std::ptr::copy_nonoverlapping(run.content(0), content.as_mut_ptr(), PAGE_SIZE) };
+    }
+
+    fn free(&self, kpfns: &[Kpfn]) {
+        if kpfns.is_empty() || self.is_inherited() {
+            return;
+        }
+        let mut waiting = self.waiting();
+        waiting.add(runs_of(kpfns));
+        self.release(&mut waiting);
+    }
+
+    fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>) {
+        if let Some(nid) = self.only_node() {
+            out.extend(kpfns.iter().map(|_| Some(nid)));
+            return;
+        }
+        let places: Vec<_> = kpfns.iter().map(|&kpfn| self.locate(kpfn, 1)).collect();
+        let addresses: Vec<_> = places
+            .iter()
+            .map(|place| place.as_ref().map_or(0, |run| run.content(0).addr()))
+            .collect();
+        if nodes::of_pages(&addresses, out).is_err() {
+            out.extend(kpfns.iter().map(|_| None));
+        }
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        if self.is_inherited() {
+            return 0; // the locks may have been held by threads that are not here
+        }
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let rows = files.iter().map(|file| file.metadata_bytes()).sum::<u64>();
+        rows + (size_of::<Self>()
+            + self.waiting().bytes()
+            + self.pools.capacity() * size_of::<NodePool>()
+            + files.capacity() * (size_of::<Arc<PoolFile>>() + size_of::<usize>()))
+            as u64
+    }
+}
+
+impl Drop for FramePools {
+    fn drop(&mut self) {
+        if self.is_inherited() {
+            // The mappings were not inherited, and their addresses may be in use for other things.
+            let files = self.files.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let _leaked = ManuallyDrop::new(std::mem::take(files));
+            // This process may still map frames; its witness must say so until it ends.
+            let waiting = self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner);
+            waiting.leave_witness();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pools() -> (FramePools, Nid) {
+        let topology = Topology::discover().expect("the machine's nodes");
+        let nid = topology.nodes().iter().find(|node| node.memory_bytes > 0);
+        let nid = nid.expect("a node with memory").nid;
+        (FramePools::new(Arc::new(topology)).expect("pools"), nid)
+    }
+
+    fn list(run: &Range<Kpfn>) -> Vec<Kpfn> {
+        (run.start.0..run.end.0).map(Kpfn).collect()
+    }
+
+    /// Memory the files have, in pages.
+    fn backed(pools: &FramePools) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let files = pools.files.read().expect("files");
+        let blocks = files.iter().map(|file| file.file().metadata().expect("stat").blocks());
+        blocks.sum::<u64>() / 8
+    }
+
+    #[test]
+    fn s6_frames_have_memory_when_handed_out_and_none_when_given_back() {
+        let (pools, nid) = pools();
+        let run = pools.allocate(nid, 100).expect("frames");
+        assert_eq!(run.end.0 - run.start.0, 100);
+        assert_eq!(backed(&pools), 100);
+        let content = [7; PAGE_SIZE];
+        for kpfn in list(&run) {
+            pools.write(kpfn, &content);
+        }
+        let mut back = [0; PAGE_SIZE];
+        pools.read(run.start.plus(99), &mut back);
+        assert_eq!(back, content);
+        let mut nids = Vec::new();
+        pools.nodes_of(&list(&run), &mut nids);
+        assert!(nids.iter().all(|found| *found == Some(nid)));
+        pools.free(&list(&(run.start.plus(10)..run.start.plus(60))));
+        pools.settle();
+        assert_eq!(backed(&pools), 50);
+        pools.read(run.start.plus(60), &mut back);
+        assert_eq!(back, content);
+        assert!(pools.metadata_bytes() < 64 << 10);
+    }
+
+    #[test]
+    fn allocations_rotate_over_files_and_are_never_handed_out_twice() {
+        let (pools, nid) = pools();
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            let run = pools.allocate(nid, 3).expect("frames");
+            assert!(list(&run).into_iter().all(|kpfn| seen.insert(kpfn)));
+        }
+        assert_eq!(pools.files.read().expect("files").len(), STRIPES);
+        let first = *seen.first().expect("a frame");
+        pools.free(&[first]);
+        pools.settle();
+        assert!(pools.locate(first, 1).is_none());
+    }
+
+    #[test]
+    fn more_than_a_file_holds_is_given_in_pieces() {
+        let (pools, nid) = pools();
+        // Not filled up: 1 GiB in a test is too much. The limit shows in what is asked of a file.
+        assert!(pools.locate(Kpfn(0), 1).is_none());
+        let run = pools.allocate(nid, 1).expect("a frame");
+        assert!(pools.locate(run.start, FILE_FRAMES + 1).is_none());
+        assert!(pools.allocate(Nid(4000), 1).is_err());
+    }
+
+    #[test]
+    fn runs_end_where_files_end() {
+        let last = Kpfn(FILE_FRAMES - 1);
+        let kpfns = [last.plus(1), Kpfn(5), last, Kpfn(4), last.plus(2)];
+        let runs = [Kpfn(4)..Kpfn(6), last..last.plus(1), last.plus(1)..last.plus(3)];
+        assert_eq!(runs_of(&kpfns), runs);
+    }
+
+    #[test]
+    fn another_user_can_not_open_a_file_for_writing() {
+        use std::os::unix::fs::PermissionsExt;
+        let (pools, nid) = pools();
+        pools.allocate(nid, 1).expect("a frame");
+        let files = pools.files.read().expect("files");
+        let mode = files[0].file().metadata().expect("stat").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(files[0].file().set_len(0).is_err(), "sealed against shrinking");
+    }
+}

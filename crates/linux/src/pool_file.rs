@@ -1,0 +1,186 @@
+//! One file of a frame pool: a memfd of fixed length, mapped whole, with frames to hand out.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use numerge_engine::machine::PAGE_SIZE;
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
+
+use crate::bitmap::Bitmap;
+use crate::num::{PAGE_BYTES, size};
+use crate::sharers::FileId;
+
+/// Frames of one file: 1 GiB.
+pub(crate) const FILE_FRAMES: u64 = 1 << FILE_SHIFT;
+/// log2 of [`FILE_FRAMES`].
+pub(crate) const FILE_SHIFT: u32 = 18;
+/// Bytes of one file.
+const FILE_BYTES: u64 = FILE_FRAMES * PAGE_BYTES;
+
+/// A memfd, and this process's own mapping of all of it, through which frames are written.
+#[derive(Debug)]
+pub(crate) struct PoolFile {
+    file: File,
+    id: FileId,
+    base: NonNull<u8>,
+    used: Mutex<Bitmap>,
+}
+
+// SAFETY: `base` is an address range that lives as long as the value; who may access which frame,
+// and when, is for the pool's user to order (see `Frames`).
+unsafe impl Send for PoolFile {}
+// SAFETY: as above.
+unsafe impl Sync for PoolFile {}
+
+impl PoolFile {
+    /// Makes an empty file; `bind` gets the addresses of its mapping, and is to see to it that its
+    /// memory comes from the right node.
+    pub(crate) fn new(bind: impl FnOnce(Range<usize>) -> io::Result<()>) -> io::Result<Self> {
+        let fd = rustix::fs::memfd_create(
+            "numerge-frames",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL,
+        )?;
+        rustix::fs::ftruncate(&fd, FILE_BYTES)?;
+        // Not F_SEAL_FUTURE_WRITE: with it no hole can be punched, so no memory given back.
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+        // A memfd is born open to all: another user given a read-only descriptor could open it
+        // again for writing through /proc.
+        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+        let file = File::from(fd);
+        let metadata = file.metadata()?;
+        let device = metadata.dev();
+        let id = FileId {
+            device: format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device)),
+            inode: metadata.ino(),
+        };
+        // SAFETY: asks for a mapping at an address of the kernel's choice; the file can't shrink.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size(FILE_BYTES),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        let Some(base) =
+            NonNull::new(base.cast::<u8>()).filter(|base| base.as_ptr().cast() != libc::MAP_FAILED)
+        else {
+            return Err(io::Error::last_os_error());
+        };
+        base.as_ptr().expose_provenance();
+        let made = Self { file, id, base, used: Mutex::new(Bitmap::new(size(FILE_FRAMES))) };
+        // A child has no use for this mapping, and would keep all frames in use by it.
+        // SAFETY: advice on the mapping just made; changes no content.
+        if unsafe { libc::madvise(base.as_ptr().cast(), size(FILE_BYTES), libc::MADV_DONTFORK) }
+            != 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+        let start = base.as_ptr().addr();
+        bind(start..start + size(FILE_BYTES))?;
+        Ok(made)
+    }
+
+    /// Takes up to `count` consecutive frames, with their memory. None if there are no free ones.
+    pub(crate) fn allocate(&self, count: u64) -> io::Result<Option<Range<u64>>> {
+        let mut wanted = usize::try_from(count).unwrap_or(usize::MAX);
+        loop {
+            // Taken first, filled after, so that the lock is not held over the system call.
+            let Some(run) = self.used().take(wanted) else {
+                return Ok(None);
+            };
+            let frames = run.start as u64..run.end as u64;
+            match self.fill(&frames) {
+                Ok(()) => return Ok(Some(frames)),
+                Err(error) => {
+                    // What it did get before it failed is given back too.
+                    let _ = self.punch(&frames);
+                    wanted = run.len() / 2;
+                    if wanted == 0 {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn fill(&self, frames: &Range<u64>) -> io::Result<()> {
+        loop {
+            let filled = rustix::fs::fallocate(
+                &self.file,
+                FallocateFlags::empty(),
+                frames.start * PAGE_BYTES,
+                (frames.end - frames.start) * PAGE_BYTES,
+            );
+            match filled {
+                Err(rustix::io::Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Gives the memory of frames back to the machine, and the frames to who asks next. Nobody may
+    /// map them any more.
+    pub(crate) fn punch(&self, frames: &Range<u64>) -> io::Result<()> {
+        rustix::fs::fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            frames.start * PAGE_BYTES,
+            (frames.end - frames.start) * PAGE_BYTES,
+        )?;
+        self.used().give_back(size(frames.start)..size(frames.end));
+        Ok(())
+    }
+
+    /// Frames not in use.
+    pub(crate) fn free(&self) -> usize {
+        self.used().free()
+    }
+
+    /// Whether a frame is handed out.
+    pub(crate) fn is_used(&self, frame: u64) -> bool {
+        self.used().contains(size(frame))
+    }
+
+    /// Where a frame is in this process's own mapping.
+    pub(crate) fn address(&self, frame: u64) -> *mut u8 {
+        assert!(frame < FILE_FRAMES, "no such frame in a pool file");
+        self.base.as_ptr().wrapping_add(size(frame) * PAGE_SIZE)
+    }
+
+    /// The file itself, to map frames of.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// How /proc names it.
+    pub(crate) const fn id(&self) -> &FileId {
+        &self.id
+    }
+
+    /// Bytes kept to manage it.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.id.device.capacity() + self.used().bytes()) as u64
+    }
+
+    fn used(&self) -> MutexGuard<'_, Bitmap> {
+        // A bitmap is whole whenever the lock is free: its functions don't panic half-way.
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for PoolFile {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and its last use. Programs' private mappings keep the file's
+        // memory alive by themselves. In a fork's child the mapping does not exist, and its address
+        // may belong to something else by now; the pool that owns this value never drops it there.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), size(FILE_BYTES)) };
+    }
+}

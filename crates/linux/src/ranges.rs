@@ -1,0 +1,112 @@
+//! Page ranges with something that holds for all their pages: as few entries as there are mappings.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use numerge_engine::machine::Vpn;
+
+/// Disjoint ranges in ascending order; adjacent ones with equal values are one.
+#[derive(Debug, Default)]
+pub(crate) struct Ranges<T> {
+    by_start: BTreeMap<Vpn, (Vpn, T)>,
+}
+
+impl<T: Copy + PartialEq> Ranges<T> {
+    /// Empty.
+    pub(crate) const fn new() -> Self {
+        Self { by_start: BTreeMap::new() }
+    }
+
+    /// Gives all pages of `pages` this value, whatever they had before.
+    pub(crate) fn insert(&mut self, pages: Range<Vpn>, value: T) {
+        if pages.is_empty() {
+            return;
+        }
+        self.remove(&pages);
+        let Range { mut start, mut end } = pages;
+        if let Some((&before, &(until, other))) = self.by_start.range(..start).next_back()
+            && until == start
+            && other == value
+        {
+            start = before;
+        }
+        if let Some(&(until, other)) = self.by_start.get(&end)
+            && other == value
+        {
+            self.by_start.remove(&end);
+            end = until;
+        }
+        self.by_start.insert(start, (end, value));
+    }
+
+    /// Takes all pages of `pages` out.
+    pub(crate) fn remove(&mut self, pages: &Range<Vpn>) {
+        while let Some((found, value)) = self.first_in(pages) {
+            self.by_start.remove(&found.start);
+            if found.start < pages.start {
+                self.by_start.insert(found.start, (pages.start, value));
+            }
+            if found.end > pages.end {
+                self.by_start.insert(pages.end, (found.end, value));
+            }
+        }
+    }
+
+    /// The part of the first entry that lies in `pages`, and its value.
+    pub(crate) fn next_in(&self, pages: &Range<Vpn>) -> Option<(Range<Vpn>, T)> {
+        let (found, value) = self.first_in(pages)?;
+        Some((found.start.max(pages.start)..found.end.min(pages.end), value))
+    }
+
+    /// The value of a page.
+    pub(crate) fn get(&self, page: Vpn) -> Option<T> {
+        self.next_in(&(page..page.plus(1))).map(|(_, value)| value)
+    }
+
+    /// How many pages have a value.
+    pub(crate) fn pages(&self) -> u64 {
+        let entries = self.by_start.iter();
+        entries.map(|(start, (end, _))| end.0 - start.0).sum()
+    }
+
+    /// The first entry that overlaps `pages`, whole.
+    fn first_in(&self, pages: &Range<Vpn>) -> Option<(Range<Vpn>, T)> {
+        if pages.is_empty() {
+            return None;
+        }
+        let before = self.by_start.range(..=pages.start).next_back();
+        let entry = before
+            .filter(|(_, (end, _))| *end > pages.start)
+            .or_else(|| self.by_start.range(pages.clone()).next());
+        entry.map(|(start, (end, value))| (*start..*end, *value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(range: Range<u64>) -> Range<Vpn> {
+        Vpn(range.start)..Vpn(range.end)
+    }
+
+    #[test]
+    fn joins_and_splits() {
+        let mut ranges = Ranges::new();
+        ranges.insert(pages(10..20), 1);
+        ranges.insert(pages(30..40), 1);
+        ranges.insert(pages(20..30), 1);
+        assert_eq!(ranges.by_start.len(), 1);
+        ranges.remove(&pages(15..25));
+        assert_eq!(ranges.pages(), 20);
+        assert_eq!(ranges.next_in(&pages(12..26)), Some((pages(12..15), 1)));
+        assert_eq!(ranges.next_in(&pages(15..26)), Some((pages(25..26), 1)));
+        assert_eq!(ranges.next_in(&pages(15..25)), None);
+        ranges.insert(pages(12..28), 2);
+        assert_eq!(ranges.get(Vpn(11)), Some(1));
+        assert_eq!(ranges.get(Vpn(12)), Some(2));
+        assert_eq!(ranges.get(Vpn(28)), Some(1));
+        assert_eq!(ranges.get(Vpn(40)), None);
+        assert_eq!(ranges.pages(), 30);
+    }
+}

@@ -1,0 +1,169 @@
+//! Gives merged pages memory of their own again.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use numerge_engine::machine::{MemoryError, Vpn};
+
+use crate::convert::Refusal;
+use crate::error::system;
+use crate::maps::Attributes;
+use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, pages_of, span};
+use crate::num::{address, count, pointer, size};
+use crate::pagemap::{PageRegion, category};
+use crate::pins;
+
+impl ProcessMemory {
+    /// Unmerges all pages of a range.
+    pub(crate) fn unmerge_range(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
+        self.leave_files(pages)?;
+        self.fill_zeros(pages)
+    }
+
+    /// Gives all pages of a range that are in file mappings back to anonymous memory, or where that
+    /// can't be, makes them the program's own.
+    pub(crate) fn leave_files(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
+        if self.tables().in_file.next_in(pages).is_none() {
+            return Ok(());
+        }
+        let pins_possible = pins::possible();
+        let mut at = pages.start;
+        while at < pages.end {
+            // Short, so that forks and writers get their turn.
+            let mut bench = self.bench();
+            let Some((found, attributes)) = bench.tables.in_file.next_in(&(at..pages.end)) else {
+                break;
+            };
+            let end = found.start.plus(count(&found).min(STAGING_PAGES as u64));
+            self.unmerge_chunk(&mut bench, &(found.start..end), attributes, pins_possible)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Before a merge: gives pages that were written after they were merged back to anonymous
+    /// memory, where that is safe, so that they can be merged again.
+    pub(crate) fn make_mergeable(&self, bench: &mut Bench<'_>, pages: &Range<Vpn>) {
+        let Some(first) = bench.tables.in_file.next_in(pages) else {
+            return;
+        };
+        let pins_possible = pins::possible();
+        let mut next = Some(first);
+        while let Some((found, attributes)) = next {
+            let converted = self.convert(bench, &found, attributes, !pins_possible);
+            if converted.is_ok() {
+                let counter = &self.counters.made_mergeable;
+                counter.fetch_add(count(&found), Ordering::Relaxed); // a counter
+            } else {
+                bench.tables.left.insert(found.clone(), ());
+            }
+            next = bench.tables.in_file.next_in(&(found.end..pages.end));
+        }
+    }
+
+    fn unmerge_chunk(
+        &self,
+        bench: &mut Bench<'_>,
+        pages: &Range<Vpn>,
+        attributes: Attributes,
+        pins_possible: bool,
+    ) -> Result<(), MemoryError> {
+        let mut at = pages.start;
+        if pins_possible {
+            // What the program wrote to stays where it is, and what lies between is converted.
+            for written in self.written_after_merging(pages)? {
+                self.unmerge_part(bench, &(at..written.start), attributes, false)?;
+                bench.tables.left.insert(written.clone(), ());
+                at = written.end;
+            }
+        }
+        self.unmerge_part(bench, &(at..pages.end), attributes, !pins_possible)
+    }
+
+    fn unmerge_part(
+        &self,
+        bench: &mut Bench<'_>,
+        pages: &Range<Vpn>,
+        attributes: Attributes,
+        written: bool,
+    ) -> Result<(), MemoryError> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        match self.convert(bench, pages, attributes, written) {
+            Ok(()) => Ok(()),
+            Err(Refusal::MaybePinned | Refusal::Exhausted) => {
+                self.copy_in_place(pages)?;
+                bench.tables.left.insert(pages.clone(), ());
+                Ok(())
+            }
+        }
+    }
+
+    /// Pages of a file mapping that are the program's own already.
+    fn written_after_merging(&self, pages: &Range<Vpn>) -> Result<Vec<Range<Vpn>>, MemoryError> {
+        let mut found: Vec<Range<Vpn>> = Vec::new();
+        self.each_present(pages, &mut |region| {
+            if region.categories & category::FILE == 0 {
+                found.push(pages_of(region));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Makes the kernel copy each frame where it is mapped. The pages stay in the file mapping.
+    fn copy_in_place(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
+        populate(pages)?;
+        let mut own = 0;
+        self.each_present(pages, &mut |region| {
+            if region.categories & category::FILE == 0 {
+                own += count(&pages_of(region));
+            }
+        })?;
+        let bytes = address(pages.start)..address(pages.end);
+        self.pagemap
+            .find(bytes, category::SWAPPED, &mut |region| {
+                own += count(&pages_of(&region));
+            })
+            .map_err(|source| system("PAGEMAP_SCAN", source))?;
+        if own == count(pages) { Ok(()) } else { Err(MemoryError::OutOfMemory) }
+    }
+
+    /// Gives pages that are mapped to the machine's page of zeros memory of their own.
+    fn fill_zeros(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
+        let mut zeros = Vec::new();
+        self.pagemap
+            .find(address(pages.start)..address(pages.end), category::PFNZERO, &mut |region| {
+                zeros.push(pages_of(&region))
+            })
+            .map_err(|source| system("PAGEMAP_SCAN", source))?;
+        zeros.iter().try_for_each(populate)
+    }
+
+    fn each_present(
+        &self,
+        pages: &Range<Vpn>,
+        each: &mut dyn FnMut(&PageRegion),
+    ) -> Result<(), MemoryError> {
+        let bytes = address(pages.start)..address(pages.end);
+        self.pagemap
+            .find(bytes, category::PRESENT, &mut |region| each(&region))
+            .map_err(|source| system("PAGEMAP_SCAN", source))
+    }
+}
+
+/// Makes every page of `pages` the program's own, as writing what is there would.
+pub(crate) fn populate(pages: &Range<Vpn>) -> Result<(), MemoryError> {
+    // SAFETY: changes no content; registered memory of the program.
+    let result = unsafe {
+        libc::madvise(pointer(pages.start).cast(), size(span(pages).len), libc::MADV_POPULATE_WRITE)
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EFAULT | libc::EHWPOISON) => Err(MemoryError::OutOfMemory),
+        _ => Err(system("MADV_POPULATE_WRITE", error)),
+    }
+}
