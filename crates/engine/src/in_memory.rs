@@ -364,6 +364,10 @@ impl Memory for Machine {
     fn mappings(&self) -> Result<Mappings, MemoryError> {
         Ok(self.state().mappings)
     }
+
+    fn metadata_bytes(&self) -> u64 {
+        0
+    }
 }
 
 impl Frames for Machine {

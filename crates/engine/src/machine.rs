@@ -178,6 +178,9 @@ pub trait Memory: Send + Sync {
     /// # Errors
     /// If the machine can't be asked.
     fn mappings(&self) -> Result<Mappings, MemoryError>;
+
+    /// Bytes this keeps to manage the program's registered memory.
+    fn metadata_bytes(&self) -> u64;
 }
 
 /// Why frames could not be had.

@@ -12,6 +12,7 @@ use numerge_stable_tree::{
 };
 
 use crate::machine::PAGE_SIZE;
+use crate::program::Program;
 use crate::region::Region;
 
 /// Regions, records of pages, candidates.
@@ -144,9 +145,14 @@ impl World {
             .regions()
             .map(|region| size_of::<Region>() as u64 + region.pending.metadata_bytes())
             .sum();
+        let mut programs: Vec<&Arc<Program>> = self.regions().map(|r| &r.program).collect();
+        programs.sort_unstable_by_key(|program| Arc::as_ptr(program));
+        programs.dedup_by_key(|program| Arc::as_ptr(program));
+        let memories: u64 = programs.iter().map(|program| program.memory.metadata_bytes()).sum();
         self.pages.metadata_bytes()
             + unstable
             + regions
+            + memories
             + (self.regions.capacity() * size_of::<Option<Arc<Region>>>()) as u64
     }
 }

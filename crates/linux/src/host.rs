@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 
 use crate::error::Error;
+use crate::num::PAGE_BYTES;
 use crate::pagemap::Pagemap;
 use crate::uffd::{Uffd, feature};
 
@@ -39,6 +40,16 @@ pub fn check_kernel() -> Result<(), Error> {
 /// If /proc/meminfo can't be read.
 pub fn available_bytes() -> io::Result<u64> {
     kilobytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// What is left to the machine: Linux hands out more memory than it has, and then kills who uses it.
+const RESERVE_BYTES: u64 = 64 << 20;
+
+/// How many pages the machine can give out and keep a reserve. Any number if it does not say how
+/// much it has.
+pub(crate) fn spare_pages() -> u64 {
+    let spare = |available: u64| available.saturating_sub(RESERVE_BYTES) / PAGE_BYTES;
+    available_bytes().map_or(u64::MAX, spare)
 }
 
 /// This process's share of the machine's memory (Pss of smaps_rollup), in bytes: a page that n
@@ -87,6 +98,7 @@ mod tests {
     #[test]
     fn tells_of_the_machine() {
         assert!(available_bytes().expect("MemAvailable") > 1 << 20);
+        assert!(spare_pages() > 0 && spare_pages() < 1 << 50);
         assert!(proportional_bytes().expect("Pss") > 1 << 12);
         assert!(mappings_limit().expect("max_map_count") > 1000);
     }

@@ -18,6 +18,7 @@ use crate::kinds::kind;
 use crate::maps::{self, Attributes};
 use crate::num::{PAGE_SHIFT, address, bytes, count, pointer, size};
 use crate::pagemap::{PageRegion, Pagemap};
+use crate::pins;
 use crate::pool::FramePools;
 use crate::ranges::Ranges;
 use crate::uffd::{Mode, Span, Uffd};
@@ -240,7 +241,7 @@ impl Memory for ProcessMemory {
             return Ok(());
         }
         // What the program wrote to after it was merged is in a file mapping still.
-        self.leave_files(&pages)?;
+        self.leave_files(&pages, pins::possible())?;
         self.join_if_due();
         let mut bench = self.bench();
         self.tracking
@@ -320,7 +321,7 @@ impl Memory for ProcessMemory {
         if self.is_inherited() {
             return Ok(());
         }
-        ranges.iter().try_for_each(|pages| self.unmerge_range(pages))?;
+        self.unmerge_ranges(ranges)?;
         self.join_if_due();
         Ok(())
     }
@@ -334,6 +335,11 @@ impl Memory for ProcessMemory {
         let addresses: Vec<_> =
             (0..count(&pages)).map(|n| size(address(pages.start.plus(n)))).collect();
         nodes::of_pages(&addresses, out).map_err(|source| system("move_pages", source))
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        let tables = self.tables();
+        tables.registered.bytes() + tables.in_file.bytes() + tables.left.bytes()
     }
 
     fn mappings(&self) -> Result<Mappings, MemoryError> {

@@ -26,7 +26,7 @@ use crate::num::PAGE_SHIFT;
 use crate::pool_file::{FILE_FRAMES, FILE_SHIFT, PoolFile};
 use crate::quarantine::Quarantine;
 use crate::sharers::{self, FileId, Shared};
-use crate::{fork, nodes};
+use crate::{fork, host, nodes};
 
 /// Rows of files a node, used in rotation.
 const STRIPES: usize = 4;
@@ -269,7 +269,11 @@ impl Frames for FramePools {
             });
         };
         self.release(&mut self.waiting());
-        self.allocate_in(pool, count.max(1)).map_err(|source| frame_error(nid, "fallocate", source))
+        let count = count.max(1).min(host::spare_pages());
+        if count == 0 {
+            return Err(FrameError::OutOfMemory(nid));
+        }
+        self.allocate_in(pool, count).map_err(|source| frame_error(nid, "fallocate", source))
     }
 
     fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]) {

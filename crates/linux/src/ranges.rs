@@ -69,6 +69,12 @@ impl<T: Copy + PartialEq> Ranges<T> {
         entries.map(|(start, (end, _))| end.0 - start.0).sum()
     }
 
+    /// Bytes of memory this takes, nearly: a node of the tree holds 11 entries, and is half full
+    /// when they came in order.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.by_start.len() * size_of::<(Vpn, (Vpn, T))>() * 2) as u64
+    }
+
     /// The first entry that overlaps `pages`, whole.
     fn first_in(&self, pages: &Range<Vpn>) -> Option<(Range<Vpn>, T)> {
         if pages.is_empty() {

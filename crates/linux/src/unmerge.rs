@@ -11,22 +11,51 @@ use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::{PageRegion, category};
-use crate::pins;
+use crate::{host, pins};
 
 impl ProcessMemory {
-    /// Unmerges all pages of a range.
-    pub(crate) fn unmerge_range(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
-        self.leave_files(pages)?;
-        self.fill_zeros(pages)
+    /// Unmerges all pages of some ranges, in ascending order.
+    pub(crate) fn unmerge_ranges(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
+        if ranges.iter().map(count).sum::<u64>() > host::spare_pages() {
+            return Err(MemoryError::OutOfMemory);
+        }
+        let pins_possible = pins::possible();
+        for pages in self.hulls(ranges, pins_possible) {
+            self.leave_files(&pages, pins_possible)?;
+        }
+        ranges.iter().try_for_each(|pages| self.fill_zeros(pages))
+    }
+
+    /// Ranges with nothing but pages between them that were written to since they were merged are
+    /// taken as one, with those: a run costs what it costs, however long it is, and those pages can
+    /// be merged again afterwards.
+    fn hulls(&self, ranges: &[Range<Vpn>], pins_possible: bool) -> Vec<Range<Vpn>> {
+        let tables = self.tables();
+        let mut hulls: Vec<Range<Vpn>> = Vec::with_capacity(ranges.len());
+        for pages in ranges {
+            match hulls.last_mut() {
+                Some(last) if !pins_possible && last.end <= pages.start => {
+                    let gap = last.end..pages.start;
+                    let in_file = tables.in_file.next_in(&gap).map(|(found, _)| found);
+                    if gap.is_empty() || in_file == Some(gap) {
+                        last.end = pages.end;
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            hulls.push(pages.clone());
+        }
+        hulls
     }
 
     /// Gives all pages of a range that are in file mappings back to anonymous memory, or where that
     /// can't be, makes them the program's own.
-    pub(crate) fn leave_files(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
-        if self.tables().in_file.next_in(pages).is_none() {
-            return Ok(());
-        }
-        let pins_possible = pins::possible();
+    pub(crate) fn leave_files(
+        &self,
+        pages: &Range<Vpn>,
+        pins_possible: bool,
+    ) -> Result<(), MemoryError> {
         let mut at = pages.start;
         while at < pages.end {
             // Short, so that forks and writers get their turn.

@@ -22,7 +22,7 @@ use crate::{Fingerprint, Kpfn, TreeId};
 
 /// Up to this many dups of an entry, a dup that was marked is unlinked at once. In longer chains it
 /// happens so much more rarely that the walk costs about as much for each removal as here.
-const EAGER_DUPS: u32 = 64;
+const EAGER_DUPS: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// The stable trees of one security domain.
 #[derive(Debug)]
