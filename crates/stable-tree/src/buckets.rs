@@ -25,7 +25,9 @@ const UNUSED: u32 = 0;
 const CLAIMED: u32 = 1;
 const READY: u32 = 2;
 
+/// Aligned so that none lies across two cache lines.
 #[derive(Debug)]
+#[repr(align(32))]
 struct Bucket {
     sentinel: Link,
     state: AtomicU32,

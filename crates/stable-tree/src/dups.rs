@@ -64,7 +64,13 @@ impl Word {
     const CHAIN: u32 = 1;
     /// Every dup was seen full, and none has got room since.
     pub(crate) const FULL: u32 = 2;
-    const ONE: u32 = 4;
+    /// No sibling is behind this entry, nor ever will be: see `tree`. Never changes.
+    const LAST_SIBLING: u32 = 4;
+    const ONE: u32 = 8;
+
+    pub(crate) const fn is_last_sibling(self) -> bool {
+        self.0 & Self::LAST_SIBLING != 0
+    }
 
     pub(crate) const fn live(self) -> u32 {
         self.0 / Self::ONE
@@ -97,22 +103,24 @@ impl Word {
 
 impl Entry {
     /// An entry with one dup to be.
-    fn new(fingerprint: Fingerprint) -> Self {
+    fn new(fingerprint: Fingerprint, last_sibling: bool) -> Self {
+        let flags = if last_sibling { Word::LAST_SIBLING } else { 0 };
         Self {
             link: Link::new(Key::entry(fingerprint)),
             dups: AtomicPtr::new(ptr::null_mut()),
             pruned_at_ms: AtomicU32::new(0),
-            word: AtomicU32::new(Word::ONE),
+            word: AtomicU32::new(Word::ONE | flags),
         }
     }
 
     /// Makes an entry whose one dup is `kpfn`. Nothing is shared yet.
     pub(crate) fn alloc(
         fingerprint: Fingerprint,
+        last_sibling: bool,
         kpfn: Kpfn,
         guard: &Guard<'_>,
     ) -> (*mut Entry, *mut Dup) {
-        let entry = guard.alloc(Self::new(fingerprint));
+        let entry = guard.alloc(Self::new(fingerprint, last_sibling));
         let dup = guard.alloc(Dup::new(kpfn, entry));
         // SAFETY: just allocated. Relaxed: not shared yet.
         unsafe { (*entry).dups.store(dup, Ordering::Relaxed) };

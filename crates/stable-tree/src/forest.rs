@@ -147,7 +147,8 @@ impl Forest {
         if self.closed.contains(kpfn) {
             return Err(Refused::Closed);
         }
-        let (entry, dup) = Entry::alloc(seen.fingerprint, kpfn, guard);
+        let first = seen.group.front.is_null();
+        let (entry, dup) = Entry::alloc(seen.fingerprint, first, kpfn, guard);
         // SAFETY: just allocated; only an unlinked link is retired.
         if !unsafe { self.tree(seen.tree).insert(entry, seen.group.front, guard) } {
             // SAFETY: both were never shared.

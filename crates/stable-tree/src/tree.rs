@@ -7,7 +7,9 @@
 //! siblings, compares contents, and asks for its own to be inserted if *nothing joined them since*.
 //! New siblings are only linked in front of the others, so that is one compare-and-swap: of the
 //! pointer to the front, which must still lead to the sibling that was in front then. Siblings that
-//! left in the meantime do no harm. A front that left and came back can't be: it was pinned.
+//! left in the meantime do no harm. A front that left and came back can't be: it was pinned. An
+//! entry that was linked where there was no sibling never gets one behind it, and says so in its
+//! word, which spares most lookups the look at the link behind.
 //!
 //! A sibling that nobody can compare with, because its frames are all gone, must not be passed over
 //! as different: someone who compared before may still add a frame to it. Whoever meets one helps
@@ -96,6 +98,10 @@ impl Tree {
                     group.len += 1;
                 }
                 group.front = front;
+                // Relaxed: the flag was there when the entry was linked.
+                if Word(entry.word.load(Ordering::Relaxed)).is_last_sibling() {
+                    break;
+                }
                 // Acquire: pairs with the Release that linked the next sibling.
                 cur = unmarked(entry.link.next.load(Ordering::Acquire));
             }

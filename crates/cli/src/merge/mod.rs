@@ -19,7 +19,7 @@ use progress::Progress;
 use report::{Report, Stopwatch};
 
 /// Pages a batch: large, so that equal runs of different guests are found together.
-const PAGES_TO_SCAN: u64 = 1 << 16;
+const PAGES_TO_SCAN: u64 = 1 << 14;
 
 /// How often the counters are looked at while merging.
 const GLANCE: Duration = Duration::from_millis(5);

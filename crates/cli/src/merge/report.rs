@@ -57,7 +57,7 @@ pub(crate) struct StageTimes {
     pub(crate) total: Times,
 }
 
-/// The host's memory at one moment.
+/// The host's memory at one moment; what is available includes the CPUs' lists of free pages.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Host {
     available_bytes: u64,

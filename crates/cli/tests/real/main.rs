@@ -6,4 +6,7 @@ mod api;
 mod bed;
 mod figures;
 mod program;
+#[path = "../../../engine/tests/model/reference.rs"]
+#[expect(dead_code, reason = "only the scans and the counts of the model are needed here")]
+mod reference;
 mod stress;
