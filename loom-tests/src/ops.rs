@@ -132,7 +132,7 @@ impl Op {
 fn lookup(forest: &Forest, guard: &Guard<'_>, prune: bool) -> Shares {
     let mut out = Vec::new();
     let seen = forest.siblings(HERE, Content::A.fingerprint(), guard);
-    if let Ok(Some(entry)) = equal(forest, guard, &seen, Content::A) {
+    if let Some(entry) = equal(&seen, Content::A) {
         forest.reserve(guard, entry, 1, terms(prune), &mut out);
     }
     out.into_iter().map(|(kpfn, _)| kpfn).collect()
@@ -142,10 +142,7 @@ fn lookup(forest: &Forest, guard: &Guard<'_>, prune: bool) -> Shares {
 fn miss(forest: &Forest, guard: &Guard<'_>, content: Content) {
     let seen = forest.siblings(HERE, content.fingerprint(), guard);
     assert!(seen.len() <= 1);
-    for entry in seen.iter() {
-        let kpfn = forest.first_kpfn(guard, entry);
-        assert!(kpfn.is_none_or(|kpfn| Content::of(kpfn) == content));
-    }
+    assert!(seen.iter().all(|entry| Content::of(entry.kpfn()) == content));
 }
 
 /// Takes one frame from the queue and puts it into a tree.
@@ -155,10 +152,9 @@ fn place(forest: &Forest, guard: &Guard<'_>, tree: TreeId) {
     assert_eq!(queued.fingerprint(), content.fingerprint());
     loop {
         let seen = forest.siblings(tree, content.fingerprint(), guard);
-        let placed = match equal(forest, guard, &seen, content) {
-            Ok(Some(entry)) => forest.place_dup(guard, entry, queued),
-            Ok(None) => forest.place_new(guard, &seen, queued),
-            Err(why) => Err((queued, why)),
+        let placed = match equal(&seen, content) {
+            Some(entry) => forest.place_dup(guard, entry, queued),
+            None => forest.place_new(guard, &seen, queued),
         };
         match placed {
             Ok(()) => return,
@@ -214,7 +210,8 @@ pub fn run(start: Start, ops: &[Op]) {
         let handle = forest.register();
         let guard = handle.pin();
         for kpfn in created.iter().filter(|kpfn| CLOSED.contains(kpfn)) {
-            let inside = matches!(forest.place(&guard, *kpfn), Place::Regular(HERE) | Place::Dup(HERE));
+            let inside =
+                matches!(forest.place(&guard, *kpfn), Place::Regular(HERE) | Place::Dup(HERE));
             assert!(!inside || found.contains(kpfn), "{kpfn:?} entered a closed range");
         }
     }

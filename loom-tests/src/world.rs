@@ -111,23 +111,10 @@ pub fn forest(start: Start, givers: usize, queued: bool) -> (Forest, Shares) {
     (forest, shares)
 }
 
-/// The entry among `seen` that holds what the frame holds; `Err` if one of them went meanwhile.
-///
-/// # Errors
-/// Look again.
-pub fn equal<'g>(
-    forest: &Forest,
-    guard: &'g Guard<'_>,
-    seen: &Siblings<'g>,
-    content: Content,
-) -> Result<Option<EntryRef<'g>>, Refused> {
-    for entry in seen.iter() {
-        let kpfn = forest.first_kpfn(guard, entry).ok_or(Refused::Changed)?;
-        if Content::of(kpfn) == content {
-            return Ok(Some(entry));
-        }
-    }
-    Ok(None)
+/// The entry among `seen` that holds `content`.
+#[must_use]
+pub fn equal<'g>(seen: &Siblings<'g>, content: Content) -> Option<EntryRef<'g>> {
+    seen.iter().find(|entry| Content::of(entry.kpfn()) == content)
 }
 
 /// Makes a frame and puts it where its content belongs, as the engine does.
@@ -136,10 +123,10 @@ pub fn merge(forest: &Forest, guard: &Guard<'_>, kpfn: Kpfn, shares: u32) -> boo
     let content = Content::of(kpfn);
     loop {
         let seen = forest.siblings(HERE, content.fingerprint(), guard);
-        let entered = equal(forest, guard, &seen, content).and_then(|entry| match entry {
+        let entered = match equal(&seen, content) {
             Some(entry) => forest.add_dup(guard, entry, kpfn),
             None => forest.insert(guard, &seen, kpfn),
-        });
+        };
         match entered {
             Ok(()) => return true,
             Err(Refused::Changed) => {}
@@ -174,8 +161,8 @@ pub fn finish(forest: &Forest, mut shares: Shares, created: &[Kpfn], open: bool)
         for tree in [HERE, THERE] {
             for fingerprint in [Content::A, Content::B, Content::C].map(Content::fingerprint) {
                 let entries = forest.siblings(tree, fingerprint, &guard);
-                let content = |entry| forest.first_kpfn(&guard, entry).map(Content::of);
-                let mut contents: Vec<_> = entries.iter().map(content).collect();
+                let contents = entries.iter().map(|entry| Content::of(entry.kpfn()));
+                let mut contents: Vec<_> = contents.collect();
                 contents.sort_unstable();
                 let all = contents.len();
                 contents.dedup();
@@ -197,8 +184,7 @@ fn fill<'g>(forest: &Forest, guard: &'g Guard<'_>, seen: &Siblings<'g>) -> Share
     let mut out = Vec::new();
     for entry in seen.iter() {
         forest.reserve(guard, entry, u64::MAX, terms(false), &mut out);
-        let kpfn = forest.first_kpfn(guard, entry).expect("nobody removes it");
-        assert_eq!(forest.sharers(kpfn), LIMIT, "room in {kpfn:?} was not found");
+        assert_eq!(forest.sharers(entry.kpfn()), LIMIT, "room was not found");
     }
     out.iter().flat_map(|&(kpfn, n)| std::iter::repeat_n(kpfn, n as usize)).collect()
 }

@@ -8,7 +8,6 @@ use numerge_loom_tests::check;
 use numerge_loom_tests::ops::{Op, run};
 use numerge_loom_tests::world::Start;
 
-
 macro_rules! threes {
     ($($name:ident: $start:ident $a:ident $b:ident $c:ident $preemptions:literal,)*) => {
         $(
@@ -26,7 +25,7 @@ threes! {
     // The last share goes while others join, look, or add frames.
     last_share_against_two_takers: Regular GiveUp Take Hit 2,
     last_share_against_a_dup_and_a_lookup: Regular GiveUp AddDup Hit 2,
-    last_share_against_two_dups: Regular GiveUp AddDup AddDup 2,
+    last_share_against_two_dups: Regular GiveUp AddDup AddDup 1,
     last_shares_of_two_frames_and_a_dup: Chain GiveUp Visit AddDup 2,
     frames_that_come_and_go: Regular GiveUp Brief Brief 1,
     // An entry is erased while the list changes around it.
@@ -44,7 +43,7 @@ threes! {
     queue_against_last_share_and_lookup: Regular ToQueue GiveUp Hit 2,
     queue_against_last_share_and_placing: Regular ToQueue GiveUp PlaceThere 2,
     placing_against_last_share_and_prune: Chain Place GiveUp Prune 2,
-    queue_and_placing_of_one_content: Regular ToQueue Place AddDup 2,
+    queue_and_placing_of_one_content: Regular ToQueue Place AddDup 1,
     // Ranges.
     a_range_against_insert_and_erase: Regular Collect Insert GiveUp 2,
     a_range_against_placing_and_dup: Regular Collect Place AddDup 2,

@@ -124,9 +124,11 @@ fn make(dir: &Path, count: u64, mib: u64) -> io::Result<()> {
             format!("{} have no files that fit an image of {mib} MiB", SOURCES.join(" and "));
         return Err(io::Error::new(io::ErrorKind::NotFound, message));
     }
-    // Little to choose from gives smaller images of the same kind.
-    let pages = (file_pages * 100 / FILE_PERCENT).min(wanted);
-    if pages < wanted * 95 / 100 {
+    // Little to choose from gives smaller images of the same kind. Seldom does what there is fit to
+    // the page, so zeros may fill a little more than their share.
+    let is_enough = file_pages * 100 >= wanted * (FILE_PERCENT - 5);
+    let pages = if is_enough { wanted } else { file_pages * 100 / FILE_PERCENT };
+    if !is_enough {
         println!(
             "{} hold only {} MiB of fitting files: the images get {} MiB each instead of {mib}",
             SOURCES.join(" and "),

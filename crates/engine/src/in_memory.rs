@@ -304,16 +304,19 @@ impl Memory for Machine {
         Ok(())
     }
 
-    fn read(&self, first: Vpn, buf: &mut [u8]) -> usize {
+    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
         let state = self.state();
-        let pages = buf.as_chunks_mut::<PAGE_SIZE>().0;
-        for (place, page) in pages.iter_mut().enumerate() {
-            match state.pages.get(index(first) + place).map(|page| page.mapped) {
-                None | Some(Mapped::Nothing) => return place,
-                Some(mapped) => *page = expand(state.content(mapped)),
+        let vpns = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn);
+        let places = buf.as_chunks_mut::<PAGE_SIZE>().0;
+        let mut read = 0;
+        for (vpn, place) in vpns.zip(places) {
+            match state.pages.get(index(vpn)).map(|page| page.mapped) {
+                None | Some(Mapped::Nothing) => break,
+                Some(mapped) => *place = expand(state.content(mapped)),
             }
+            read += 1;
         }
-        pages.len()
+        read
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

@@ -4,12 +4,13 @@
 //! the content of the look before (S3.1), whether it was read again or known not to be written.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use numerge_stable_tree::{Fingerprint, Kpfn, PageId, PageState, TreeId};
 use rayon::prelude::*;
 
 use crate::core::Core;
-use crate::machine::{Kind, PAGE_SIZE};
+use crate::machine::{Kind, PAGE_SIZE, Vpn};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
 use crate::shard::Shard;
@@ -54,28 +55,44 @@ impl Judged {
     }
 }
 
+/// Pages of one region that are looked at for one reason, in ascending order; places in the region.
+struct Piece<'a> {
+    region: &'a Arc<Region>,
+    reason: Reason,
+    pages: Vec<u64>,
+}
+
+/// Cuts looks into pieces. Looks at single pages are put together, for a call costs more than a page.
+fn cut(looks: &[Look]) -> Vec<Piece<'_>> {
+    let mut pieces: Vec<Piece<'_>> = Vec::new();
+    for Look { region, pages, reason } in looks {
+        for page in pages.clone() {
+            match pieces.last_mut() {
+                Some(last)
+                    if Arc::ptr_eq(last.region, region)
+                        && last.reason == *reason
+                        && last.pages.len() < PIECE_PAGES =>
+                {
+                    last.pages.push(page);
+                }
+                _ => {
+                    let mut pages = Vec::with_capacity(PIECE_PAGES);
+                    pages.push(page);
+                    pieces.push(Piece { region, reason: *reason, pages });
+                }
+            }
+        }
+    }
+    pieces
+}
+
 /// Judges a batch of looks on the shard's pool.
 pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -> Judged {
-    let pieces: Vec<(&Look, Range<u64>)> = looks
-        .iter()
-        .flat_map(|look| {
-            let piece = PIECE_PAGES as u64;
-            let starts = look.pages.clone().step_by(PIECE_PAGES);
-            starts.map(move |start| (look, start..(start + piece).min(look.pages.end)))
-        })
-        .collect();
-    let new_judge = || Judge {
-        core,
-        world,
-        buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES],
-        kinds: Vec::new(),
-        kinds_from: 0,
-    };
+    let pieces = cut(looks);
+    let new_judge =
+        || Judge { core, world, buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES], kinds: Vec::new() };
     let judged: Vec<Judged> = shard.pool.install(|| {
-        pieces
-            .par_iter()
-            .map_init(new_judge, |judge, (look, pages)| judge.piece(look, pages.clone()))
-            .collect()
+        pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
     });
     // In order, so that equal histories have equal outcomes.
     judged.into_iter().fold(Judged::default(), Judged::append)
@@ -85,84 +102,82 @@ struct Judge<'a> {
     core: &'a Core,
     world: &'a World,
     buffer: Vec<Page>,
-    /// What lies at merged pages of the piece, from `kinds_from` on.
+    /// What lies at the piece's pages, in their order, if any of them is merged.
     kinds: Vec<Option<Kind>>,
-    kinds_from: u64,
 }
 
 impl Judge<'_> {
-    fn piece(&mut self, look: &Look, pages: Range<u64>) -> Judged {
+    fn piece(&mut self, piece: &Piece<'_>) -> Judged {
         let mut judged = Judged::default();
-        if look.reason != Reason::Again {
-            self.ask_kinds(&look.region, pages.clone());
+        if piece.reason != Reason::Again {
+            self.ask_kinds(piece);
         }
-        match look.reason {
-            Reason::Written(Kind::Private) => self.read(&look.region, pages.clone(), &mut judged),
+        match piece.reason {
+            Reason::Written(Kind::Private) => self.read(piece, &mut judged),
             Reason::Written(Kind::Frame) => {}
             Reason::Written(Kind::Zero) => {
-                for index in pages.clone() {
-                    self.became_zero(&look.region, index, &mut judged);
+                for at in 0..piece.pages.len() {
+                    self.became_zero(piece, at, &mut judged);
                 }
             }
             Reason::Again => {
-                for index in pages.clone() {
-                    self.again(&look.region, index, &mut judged);
+                for at in 0..piece.pages.len() {
+                    self.again(piece, at, &mut judged);
                 }
             }
         }
-        self.ask_nodes(&look.region, pages, &mut judged.candidates);
+        self.ask_nodes(piece, &mut judged.candidates);
         judged
     }
 
     /// A look may be older than the page's merge: it was queued as written, and before its turn
     /// came another page took it for a partner. Only what a merged page is *now* tells whether the
     /// program wrote to it since; to end its share on an old look would free a frame in use.
-    fn ask_kinds(&mut self, region: &Region, pages: Range<u64>) {
-        let is_merged = |index: u64| {
-            let state = self.world.record(region.page(index)).state();
+    fn ask_kinds(&mut self, piece: &Piece<'_>) {
+        let region = piece.region;
+        let is_merged = |index: &u64| {
+            let state = self.world.record(region.page(*index)).state();
             matches!(state, PageState::Merged(_) | PageState::Zero)
         };
         self.kinds.clear();
-        self.kinds_from = pages.start;
-        if pages.clone().any(is_merged) {
-            let vpns = region.vpn(pages.start)..region.vpn(pages.end);
-            if let Err(error) = region.program.memory.kinds(vpns, &mut self.kinds) {
-                self.core.report(error);
+        if piece.pages.iter().any(is_merged) {
+            for run in piece.runs(0) {
+                if let Err(error) = region.program.memory.kinds(run, &mut self.kinds) {
+                    self.kinds.clear();
+                    return self.core.report(error);
+                }
             }
         }
     }
 
-    /// Whether a merged page of the piece is known to have left what it was merged with. Where
-    /// nothing is mapped at this moment, nothing is known: a frame need not be.
-    fn has_left(&self, index: u64, merged_with: Kind) -> bool {
-        let at = usize::try_from(index - self.kinds_from).ok();
-        let kind = at.and_then(|at| self.kinds.get(at)).copied().flatten();
+    /// Whether a merged page is known to have left what it was merged with. Where nothing is mapped
+    /// at this moment, nothing is known: a frame need not be.
+    fn has_left(&self, at: usize, merged_with: Kind) -> bool {
+        let kind = self.kinds.get(at).copied().flatten();
         kind.is_some_and(|kind| kind != merged_with)
     }
 
-    /// Reads and judges adjacent pages, passing over what can't be read.
-    fn read(&mut self, region: &Region, pages: Range<u64>, judged: &mut Judged) {
-        let mut at = pages.start;
-        while at < pages.end {
-            let wanted = usize::try_from(pages.end - at).expect("a piece");
-            let read = region
-                .program
-                .memory
-                .read(region.vpn(at), self.buffer[..wanted].as_flattened_mut())
-                .min(wanted);
-            for (index, content) in (at..).zip(&self.buffer[..read]) {
-                let fingerprint = self.core.prints.of(content);
-                self.written(region, index, fingerprint, judged);
+    /// Reads and judges a piece, passing over what can't be read.
+    fn read(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
+        let mut at = 0;
+        while at < piece.pages.len() {
+            let wanted = piece.pages.len() - at;
+            let buffer = self.buffer[..wanted].as_flattened_mut();
+            let read = piece.region.program.memory.read(&piece.runs(at), buffer).min(wanted);
+            for place in 0..read {
+                let fingerprint = self.core.prints.of(&self.buffer[place]);
+                self.written(piece, at + place, fingerprint, judged);
             }
-            at += read as u64;
-            if at < pages.end {
-                self.vanished(region, at, judged);
+            at += read;
+            if at < piece.pages.len() {
+                self.vanished(piece, at, judged);
                 at += 1;
             }
         }
     }
 
-    fn written(&self, region: &Region, index: u64, found: Fingerprint, judged: &mut Judged) {
+    fn written(&self, piece: &Piece<'_>, at: usize, found: Fingerprint, judged: &mut Judged) {
+        let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
         let record = self.world.record(page);
         let tally = &self.core.tally;
@@ -198,14 +213,14 @@ impl Judge<'_> {
                 return;
             }
             PageState::Merged(kpfn) => {
-                if self.has_left(index, Kind::Frame) {
+                if self.has_left(at, Kind::Frame) {
                     judged.broken.push(Broken { page, kpfn, left: PageState::Seen(found) });
                     region.pending.add(index);
                 }
                 return;
             }
             PageState::Zero => {
-                if !self.has_left(index, Kind::Zero) {
+                if !self.has_left(at, Kind::Zero) {
                     return;
                 }
                 tally.zero.sub(1);
@@ -220,11 +235,15 @@ impl Judge<'_> {
         }
     }
 
-    fn again(&mut self, region: &Region, index: u64, judged: &mut Judged) {
+    fn again(&mut self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
+        let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
         let record = self.world.record(page);
         let known = match record.state() {
-            PageState::Unread => return self.read(region, index..index + 1, judged),
+            PageState::Unread => {
+                let alone = Piece { region, reason: piece.reason, pages: vec![index] };
+                return self.read(&alone, judged);
+            }
             PageState::Seen(known) => known,
             PageState::Held(known) => {
                 self.core.tally.held.sub(1);
@@ -246,15 +265,16 @@ impl Judge<'_> {
 
     /// The page is the machine's page of zeros: the program read where it never wrote, or the page
     /// is merged with it.
-    fn became_zero(&self, region: &Region, index: u64, judged: &mut Judged) {
-        if self.world.record(region.page(index)).state() != PageState::Zero {
-            self.vanished(region, index, judged);
+    fn became_zero(&self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
+        let page = piece.region.page(piece.pages[at]);
+        if self.world.record(page).state() != PageState::Zero {
+            self.vanished(piece, at, judged);
         }
     }
 
     /// The page has no memory of its own any more.
-    fn vanished(&self, region: &Region, index: u64, judged: &mut Judged) {
-        let page = region.page(index);
+    fn vanished(&self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
+        let page = piece.region.page(piece.pages[at]);
         let record = self.world.record(page);
         let tally = &self.core.tally;
         match record.state() {
@@ -262,14 +282,14 @@ impl Judge<'_> {
             PageState::Unshared(_) if !self.world.remove_unshared(page) => return,
             PageState::Busy => return,
             PageState::Merged(kpfn) => {
-                if self.has_left(index, Kind::Frame) {
+                if self.has_left(at, Kind::Frame) {
                     judged.broken.push(Broken { page, kpfn, left: PageState::Untouched });
                     tally.touched.sub(1);
                 }
                 return;
             }
             PageState::Zero => {
-                if !self.has_left(index, Kind::Zero) {
+                if !self.has_left(at, Kind::Zero) {
                     return;
                 }
                 tally.zero.sub(1);
@@ -283,17 +303,21 @@ impl Judge<'_> {
     }
 
     /// Fills in the candidates' nodes, and their trees by them.
-    fn ask_nodes(&self, region: &Region, pages: Range<u64>, candidates: &mut Vec<Candidate>) {
+    fn ask_nodes(&self, piece: &Piece<'_>, candidates: &mut Vec<Candidate>) {
         if candidates.is_empty() || self.core.nids.len() == 1 {
             return;
         }
-        let mut nids = Vec::new();
-        let asked = region.vpn(pages.start)..region.vpn(pages.end);
-        // Where the machine can't tell a page's node, the page waits for another look.
-        let _ = region.program.memory.nodes_of(asked, &mut nids);
+        let (region, mut nids) = (piece.region, Vec::with_capacity(piece.pages.len()));
+        for run in piece.runs(0) {
+            // Where the machine can't tell a page's node, the page waits for another look.
+            if region.program.memory.nodes_of(run, &mut nids).is_err() {
+                nids.clear();
+                break;
+            }
+        }
         candidates.retain_mut(|candidate| {
             let index = candidate.page.0 - region.first.0;
-            let nid = usize::try_from(index - pages.start).ok().and_then(|at| nids.get(at));
+            let nid = piece.pages.binary_search(&index).ok().and_then(|at| nids.get(at));
             let node = nid.copied().flatten().and_then(|nid| self.core.node_index(nid));
             match node {
                 Some(node) => {
@@ -304,6 +328,14 @@ impl Judge<'_> {
             }
             node.is_some()
         });
+    }
+}
+
+impl Piece<'_> {
+    /// The piece's pages from the one at `from` on, adjacent ones together.
+    fn runs(&self, from: usize) -> Vec<Range<Vpn>> {
+        let runs = self.pages[from..].chunk_by(|a, b| a + 1 == *b);
+        runs.map(|run| self.region.vpn(run[0])..self.region.vpn(run[run.len() - 1] + 1)).collect()
     }
 }
 

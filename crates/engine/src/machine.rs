@@ -150,10 +150,10 @@ pub trait Memory: Send + Sync {
     /// [`MemoryError`]; nothing is appended then.
     fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError>;
 
-    /// Copies adjacent pages, `buf.len() / PAGE_SIZE` of them, while the program may be writing to
-    /// them: what is copied may be torn, but then [`Memory::written`] reports it next time. Gives how many whole
-    /// pages could be read before one that could not.
-    fn read(&self, first: Vpn, buf: &mut [u8]) -> usize;
+    /// Copies pages, one after the other, while the program may be writing to them: what is copied
+    /// may be torn, but then [`Memory::written`] reports it next time. Gives how many whole pages
+    /// could be read before one that could not. `buf` has room for all.
+    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize;
 
     /// Freezes, verifies and maps each run, and appends to `out` one outcome a page, runs in order.
     /// No page of the program changes its content, whatever the outcome.

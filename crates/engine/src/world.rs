@@ -66,7 +66,8 @@ impl World {
     /// Copies adjacent pages of a region. Gives how many could be read.
     pub(crate) fn read(&self, first: PageId, buffer: &mut [[u8; PAGE_SIZE]]) -> usize {
         let (region, index) = self.locate(first);
-        region.program.memory.read(region.vpn(index), buffer.as_flattened_mut()).min(buffer.len())
+        let pages = region.vpn(index)..region.vpn(index + buffer.len() as u64);
+        region.program.memory.read(&[pages], buffer.as_flattened_mut())
     }
 
     /// Has a page read again by the next scan.

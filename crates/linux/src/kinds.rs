@@ -58,7 +58,7 @@ impl ProcessMemory {
                     continue;
                 }
                 // Looking at it brings in what is really there.
-                self.read(page, &mut [0; PAGE_SIZE]);
+                self.read(&[page..page.plus(1)], &mut [0; PAGE_SIZE]);
                 self.each_there(&(page..page.plus(1)), &mut |region| {
                     if region.categories & category::PRESENT != 0 {
                         found[place] = Some(kind(region.categories));

@@ -228,6 +228,13 @@ pub(crate) const fn pages_of(region: &PageRegion) -> Range<Vpn> {
     Vpn(region.start >> PAGE_SHIFT)..Vpn(region.end >> PAGE_SHIFT)
 }
 
+/// Runs that one call can read (`UIO_MAXIOV`).
+const READ_RUNS: usize = 1024;
+
+fn io_vector(pages: &Range<Vpn>) -> libc::iovec {
+    libc::iovec { iov_base: pointer(pages.start).cast(), iov_len: size(span(pages).len) }
+}
+
 impl Memory for ProcessMemory {
     fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
         match self.register_range(pages.clone()) {
@@ -290,22 +297,32 @@ impl Memory for ProcessMemory {
         self.append_kinds(&pages, out)
     }
 
-    fn read(&self, first: Vpn, buf: &mut [u8]) -> usize {
-        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-        let remote = libc::iovec { iov_base: pointer(first).cast(), iov_len: buf.len() };
-        // SAFETY: the kernel writes to `buf`, exclusive and long enough, and only reads at the other
-        // end, wherever that is; memory that is not there is an error.
-        let copied = unsafe {
-            libc::process_vm_readv(
-                rustix::process::getpid().as_raw_nonzero().get(),
-                &raw const local,
-                1,
-                &raw const remote,
-                1,
-                0,
-            )
-        };
-        usize::try_from(copied).unwrap_or(0) / PAGE_SIZE
+    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        for some in runs.chunks(READ_RUNS) {
+            let remote: Vec<libc::iovec> = some.iter().map(io_vector).collect();
+            let wanted: usize = remote.iter().map(|vector| vector.iov_len).sum();
+            let Some(buf) = buf.get_mut(done..done + wanted) else { break };
+            let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: wanted };
+            // SAFETY: the kernel writes to `buf`, exclusive and long enough, and only reads at the
+            // other end, wherever that is; memory that is not there is an error.
+            let copied = unsafe {
+                libc::process_vm_readv(
+                    rustix::process::getpid().as_raw_nonzero().get(),
+                    &raw const local,
+                    1,
+                    remote.as_ptr(),
+                    remote.len() as libc::c_ulong,
+                    0,
+                )
+            };
+            let copied = usize::try_from(copied).unwrap_or(0);
+            done += copied;
+            if copied < wanted {
+                break;
+            }
+        }
+        done / PAGE_SIZE
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

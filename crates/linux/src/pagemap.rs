@@ -101,8 +101,8 @@ impl Pagemap {
     ) -> io::Result<u64> {
         let mut left = max_pages.max(1);
         let mut at = bytes.start;
+        let (mut regions, mut parts) = ([EMPTY; REGIONS], [EMPTY; REGIONS]);
         while at < bytes.end {
-            let mut regions = [EMPTY; REGIONS];
             let (found, end) = self.scan(&Question::unprotected(at..bytes.end), &mut regions)?;
             let mut next = 0;
             while next < found {
@@ -111,7 +111,7 @@ impl Pagemap {
                     next += 1;
                 }
                 let part = regions[first].start..regions[next].end;
-                let reached = self.take_part(part.clone(), &mut left, each)?;
+                let reached = self.take_part(part, &mut left, &mut parts, each)?;
                 if left == 0 {
                     return Ok(reached);
                 }
@@ -126,13 +126,16 @@ impl Pagemap {
         &self,
         bytes: Range<u64>,
         left: &mut u64,
+        regions: &mut [PageRegion; REGIONS],
         each: &mut dyn FnMut(PageRegion),
     ) -> io::Result<u64> {
         let mut at = bytes.start;
+        // The kernel allocates as much as it is offered, which for a page or two is most of the cost.
+        let pages = usize::try_from((bytes.end - bytes.start) / PAGE_BYTES).unwrap_or(REGIONS);
+        let regions = &mut regions[..pages.clamp(1, REGIONS)];
         while at < bytes.end && *left > 0 {
-            let mut regions = [EMPTY; REGIONS];
             let question = Question::written(at..bytes.end, *left);
-            let (found, end) = self.scan(&question, &mut regions)?;
+            let (found, end) = self.scan(&question, regions)?;
             for region in &regions[..found] {
                 *left = left.saturating_sub((region.end - region.start) / PAGE_BYTES);
                 each(*region);

@@ -159,7 +159,7 @@ mod tests {
         for n in 0..20_000 {
             let found: Vec<_> = look(&forest, &guard, n).iter().collect();
             assert_eq!(found.len(), 1);
-            assert_eq!(forest.first_kpfn(&guard, found[0]), Some(Kpfn(n)));
+            assert_eq!(found[0].kpfn(), Kpfn(n));
         }
         assert_eq!(forest.census(&guard).unwrap().entries, 20_000);
         for n in (0..20_000).step_by(2) {

@@ -76,15 +76,11 @@ impl Forest {
         Siblings { group, tree, fingerprint, owner: guard.id(), guard: PhantomData }
     }
 
-    /// A frame that holds the entry's content, to compare with: one with sharers if there is one.
-    /// None if the entry has gone since it was found: look again.
-    ///
-    /// The frame is not reused while `guard` lives.
+    /// [`EntryRef::kpfn`], which is always there.
     #[must_use]
     pub fn first_kpfn<'g>(&self, guard: &'g Guard<'_>, entry: EntryRef<'g>) -> Option<Kpfn> {
-        let entry = self.entry(guard, entry);
-        let kpfns = || entry.dups(guard).map(|dup| dup.kpfn);
-        kpfns().find(|&kpfn| self.sharers(kpfn) > 0).or_else(|| kpfns().next())
+        self.check_guard(guard);
+        Some(entry.kpfn())
     }
 
     /// Inserts a new content with one detached frame, unless the siblings got company since.
@@ -324,7 +320,7 @@ mod tests {
         assert_eq!(forest.insert(&guard, &yours, Kpfn(2)), Err(Refused::Changed));
         assert_eq!(forest.place(&guard, Kpfn(2)), Place::Detached);
         let entry = look(&forest, &guard, 7).iter().next().unwrap();
-        assert_eq!(forest.first_kpfn(&guard, entry), Some(Kpfn(1)));
+        assert_eq!(entry.kpfn(), Kpfn(1));
         assert_eq!(forest.place(&guard, Kpfn(1)), Place::Regular(T0));
         forest.census(&guard).unwrap();
     }

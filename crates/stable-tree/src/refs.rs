@@ -7,12 +7,13 @@ use std::marker::PhantomData;
 
 use crate::dups::Entry;
 use crate::tree::Group;
-use crate::{Fingerprint, TreeId};
+use crate::{Fingerprint, Kpfn, TreeId};
 
 /// An entry that was in a tree when it was found, valid as long as the guard.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryRef<'g> {
     pub(crate) entry: *mut Entry,
+    kpfn: Kpfn,
     pub(crate) tree: TreeId,
     pub(crate) owner: usize,
     pub(crate) guard: PhantomData<&'g ()>,
@@ -63,7 +64,7 @@ impl<'g> Siblings<'g> {
     pub fn iter(&self) -> impl Iterator<Item = EntryRef<'g>> + use<'g> {
         let (tree, owner) = (self.tree, self.owner);
         let entries = self.group.entries.into_iter().take(self.group.len);
-        entries.map(move |entry| EntryRef { entry, tree, owner, guard: PhantomData })
+        entries.map(move |(entry, kpfn)| EntryRef { entry, kpfn, tree, owner, guard: PhantomData })
     }
 
     /// How many contents there are.
@@ -80,6 +81,13 @@ impl<'g> Siblings<'g> {
 }
 
 impl EntryRef<'_> {
+    /// A frame that held the entry's content when it was found. It is not reused while the guard
+    /// lives, so the content can be compared whatever became of the entry.
+    #[must_use]
+    pub fn kpfn(&self) -> Kpfn {
+        self.kpfn
+    }
+
     /// The tree it is in.
     #[must_use]
     pub fn tree(&self) -> TreeId {

@@ -11,18 +11,19 @@
 //! entry that was linked where there was no sibling never gets one behind it, and says so in its
 //! word, which spares most lookups the look at the link behind.
 //!
-//! A sibling that nobody can compare with, because its frames are all gone, must not be passed over
-//! as different: someone who compared before may still add a frame to it. Whoever meets one helps
-//! to remove it first.
+//! A sibling whose frames are all gone must not be passed over as different: someone who compared
+//! before may still add a frame to it. Whoever meets one helps to remove it first. So each sibling
+//! comes with a frame to compare with, whose content stays while the caller is pinned, whatever
+//! becomes of the sibling.
 
 use std::ptr;
 
-use crate::Fingerprint;
 use crate::buckets::Buckets;
 use crate::dups::{Entry, Word};
 use crate::list::{Key, Link, find, mark, unmarked};
 use crate::sync::epoch::Guard;
 use crate::sync::{Counter, Ordering};
+use crate::{Fingerprint, Kpfn};
 
 /// Contents that may have the same fingerprint in one tree. Crafted collisions cost no more.
 pub const MAX_SIBLINGS: usize = 4;
@@ -41,7 +42,8 @@ pub(crate) struct Tree {
 pub(crate) struct Group {
     /// The first of them, or null.
     pub(crate) front: *mut Link,
-    pub(crate) entries: [*mut Entry; MAX_SIBLINGS],
+    /// Each with a frame that holds its content.
+    pub(crate) entries: [(*mut Entry, Kpfn); MAX_SIBLINGS],
     pub(crate) len: usize,
 }
 
@@ -77,24 +79,26 @@ impl Tree {
         let key = Key::entry(fingerprint);
         'again: loop {
             let front = find(self.buckets.start(key, guard), key, guard).next;
-            let mut group =
-                Group { front: ptr::null_mut(), entries: [ptr::null_mut(); MAX_SIBLINGS], len: 0 };
+            let mut group = Group {
+                front: ptr::null_mut(),
+                entries: [(ptr::null_mut(), Kpfn(0)); MAX_SIBLINGS],
+                len: 0,
+            };
             let mut cur = front;
             while let Some(entry) = entry_of(cur, guard) {
                 if entry.link.key != key {
                     break;
                 }
-                if entry.dups(guard).next().is_none() {
-                    // Dead, or without a frame to compare with and about to be. Help, for whoever
-                    // is to remove it may take its time.
+                let Some(dup) = entry.dups(guard).next() else {
+                    // Dead, or about to be. Help, for whoever is to remove it may take its time.
                     self.sweep(entry, guard);
                     if entry.is_dead() {
                         self.unlink(entry, guard);
                     }
                     continue 'again;
-                }
+                };
                 if let Some(slot) = group.entries.get_mut(group.len) {
-                    *slot = cur.cast();
+                    *slot = (cur.cast(), dup.kpfn);
                     group.len += 1;
                 }
                 group.front = front;

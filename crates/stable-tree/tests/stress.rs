@@ -52,21 +52,12 @@ fn fingerprint(content: u32) -> Fingerprint {
 }
 
 impl Worker<'_> {
-    fn equal<'g>(
-        &self,
-        guard: &'g Guard<'_>,
-        seen: &Siblings<'g>,
-        content: u32,
-    ) -> Result<Option<EntryRef<'g>>, Refused> {
-        for entry in seen.iter() {
-            let kpfn = self.forest.first_kpfn(guard, entry).ok_or(Refused::Changed)?;
-            let found = self.frames.content(kpfn).load(Ordering::Relaxed);
-            assert_eq!(fingerprint(found), fingerprint(content), "{kpfn:?} was reused too early");
-            if found == content {
-                return Ok(Some(entry));
-            }
-        }
-        Ok(None)
+    fn equal<'g>(&self, seen: &Siblings<'g>, content: u32) -> Option<EntryRef<'g>> {
+        seen.iter().find(|entry| {
+            let found = self.frames.content(entry.kpfn()).load(Ordering::Relaxed);
+            assert_eq!(fingerprint(found), fingerprint(content), "a frame was reused too early");
+            found == content
+        })
     }
 
     fn tree(&mut self) -> TreeId {
@@ -81,10 +72,10 @@ impl Worker<'_> {
         let tree = self.tree();
         loop {
             let seen = self.forest.siblings(tree, fingerprint(content), guard);
-            let entered = self.equal(guard, &seen, content).and_then(|entry| match entry {
+            let entered = match self.equal(&seen, content) {
                 Some(entry) => self.forest.add_dup(guard, entry, kpfn),
                 None => self.forest.insert(guard, &seen, kpfn),
-            });
+            };
             match entered {
                 Err(Refused::Changed) => {}
                 // In a closed range: the frame stays detached.
@@ -99,7 +90,7 @@ impl Worker<'_> {
         let terms = Terms { limit: LIMIT, now_ms: self.clock_ms, prune_ms: 20 };
         let tree = self.tree();
         let seen = self.forest.siblings(tree, fingerprint(content), guard);
-        if let Ok(Some(entry)) = self.equal(guard, &seen, content) {
+        if let Some(entry) = self.equal(&seen, content) {
             let mut out = Vec::new();
             self.forest.reserve(guard, entry, 2, terms, &mut out);
             self.shares.extend(out.iter().flat_map(|&(kpfn, n)| vec![kpfn; n as usize]));
@@ -122,10 +113,9 @@ impl Worker<'_> {
         let content = content.load(Ordering::Relaxed);
         loop {
             let seen = self.forest.siblings(tree, fingerprint(content), guard);
-            let placed = match self.equal(guard, &seen, content) {
-                Ok(Some(entry)) => self.forest.place_dup(guard, entry, queued),
-                Ok(None) => self.forest.place_new(guard, &seen, queued),
-                Err(why) => Err((queued, why)),
+            let placed = match self.equal(&seen, content) {
+                Some(entry) => self.forest.place_dup(guard, entry, queued),
+                None => self.forest.place_new(guard, &seen, queued),
             };
             match placed {
                 Ok(()) => return,
