@@ -86,7 +86,7 @@ impl StableTree {
     /// The frame of a content.
     fn find(&self, guard: &Guard<'_>, key: u64) -> Option<Kpfn> {
         let siblings = self.forest.siblings(TREE, Fingerprint::new(fingerprint(key)), guard);
-        siblings.iter().find_map(|entry| self.forest.first_kpfn(guard, entry))
+        siblings.iter().next().map(|entry| entry.kpfn())
     }
 
     /// Ends grace periods until every frame has come back.

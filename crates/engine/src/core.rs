@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use numerge_stable_tree::sync::AtomicU64;
-use numerge_stable_tree::{EntryRef, Forest, Guard, Handle, Kpfn, PageState, Terms, TreeId};
+use numerge_stable_tree::{EntryRef, Forest, Handle, Kpfn, PageState, Terms, TreeId};
 use numerge_topology::Nid;
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -126,18 +126,12 @@ impl Core {
         }
     }
 
-    /// Whether the frames of an entry have this content. They can't be reused under the guard.
-    pub(crate) fn entry_is<'g>(
-        &self,
-        guard: &'g Guard<'_>,
-        entry: EntryRef<'g>,
-        content: &[u8; PAGE_SIZE],
-    ) -> bool {
-        self.forest.first_kpfn(guard, entry).is_some_and(|resident| {
-            let mut of_resident = [0; PAGE_SIZE];
-            self.frames.read(resident, &mut of_resident);
-            of_resident == *content
-        })
+    /// Whether the frames of an entry have this content. Under the guard that the entry was found
+    /// by, none of them is used for anything else.
+    pub(crate) fn entry_is(&self, entry: EntryRef<'_>, content: &[u8; PAGE_SIZE]) -> bool {
+        let mut resident = [0; PAGE_SIZE];
+        self.frames.read(entry.kpfn(), &mut resident);
+        resident == *content
     }
 
     /// The head of the list of a frame's sharers.

@@ -179,7 +179,7 @@ impl Finder<'_> {
             return false;
         }
         entries
-            .find(|entry| self.core.entry_is(guard, *entry, &content[0]))
+            .find(|entry| self.core.entry_is(*entry, &content[0]))
             .is_some_and(|entry| self.reserve(guard, entry, &[candidate]) == 1)
     }
 

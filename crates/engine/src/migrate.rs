@@ -70,7 +70,7 @@ fn place(
     let (kpfn, tree) = (queued.kpfn(), core.tree_of(node));
     let guard = reader.pin();
     let siblings = core.forest.siblings(tree, queued.fingerprint(), &guard);
-    let equal = siblings.iter().find(|entry| core.entry_is(&guard, *entry, content));
+    let equal = siblings.iter().find(|entry| core.entry_is(*entry, content));
     let target = equal.and_then(|entry| share_for_the_only_sharer(core, &guard, kpfn, entry));
     if let Some(target) = target {
         let fingerprint = queued.fingerprint();

@@ -190,7 +190,7 @@ fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn) -> bool {
     let guard = reader.pin();
     loop {
         let siblings = core.forest.siblings(group.tree, group.fingerprint, &guard);
-        let equal = siblings.iter().find(|entry| core.entry_is(&guard, *entry, &content));
+        let equal = siblings.iter().find(|entry| core.entry_is(*entry, &content));
         let inserted = match equal {
             Some(entry) => core.forest.add_dup(&guard, entry, kpfn),
             None => core.forest.insert(&guard, &siblings, kpfn),

@@ -76,13 +76,6 @@ impl Forest {
         Siblings { group, tree, fingerprint, owner: guard.id(), guard: PhantomData }
     }
 
-    /// [`EntryRef::kpfn`], which is always there.
-    #[must_use]
-    pub fn first_kpfn<'g>(&self, guard: &'g Guard<'_>, entry: EntryRef<'g>) -> Option<Kpfn> {
-        self.check_guard(guard);
-        Some(entry.kpfn())
-    }
-
     /// Inserts a new content with one detached frame, unless the siblings got company since.
     ///
     /// The caller holds a share of the frame.

@@ -5,7 +5,6 @@
 //! ```text
 //!   GONE -- create --> DETACHED <-- insert, add_dup --> MOVING --> IN_TREE
 //!   IN_TREE -- to_queue --> QUEUED -- place_new, place_dup --> IN_TREE
-//!   IN_TREE -- a prune keeps it first --> MOVING --> IN_TREE
 //!   QUEUED -- detach --> DETACHED
 //!   any of them -- the last share is given up --> GONE
 //! ```

@@ -45,7 +45,10 @@ impl From<Fingerprint> for ShortFingerprint {
 
 impl ShortFingerprint {
     /// Spreads fingerprints over `buckets` evenly.
-    #[expect(clippy::cast_possible_truncation, reason = "a product shifted down is below `buckets`")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a product shifted down is below `buckets`"
+    )]
     pub(crate) fn bucket(self, buckets: usize) -> usize {
         (((self.0 & u128::from(u64::MAX)) * buckets as u128) >> 64) as usize
     }

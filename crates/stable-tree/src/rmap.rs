@@ -11,12 +11,7 @@ use crate::{Kpfn, PageId};
 
 /// Makes `page` an rmap item of `kpfn`, whose stable node's list head is `word`. True if it is the
 /// first.
-pub fn link(
-    word: &AtomicU64,
-    records: &(impl Records + ?Sized),
-    kpfn: Kpfn,
-    page: PageId,
-) -> bool {
+pub fn link(word: &AtomicU64, records: &(impl Records + ?Sized), kpfn: Kpfn, page: PageId) -> bool {
     let mut list = head::lock(word);
     let next = list.first;
     if let Some(next) = next {

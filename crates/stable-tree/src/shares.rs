@@ -1,9 +1,9 @@
 //! Sharing frames: taking shares, giving them up, and keeping chains in order.
 //!
-//! Between prunes a lookup takes the first dups that have room, as the kernel does, the fuller ones
-//! of each few first (rule S2.4). A prune looks at all of them: it unlinks what is gone, turns a
-//! chain of one back into a regular node, and moves the fullest dup with room to the front, where
-//! the lookups that follow find it.
+//! A lookup looks at all dups of a chain and takes those with room, the fullest first (rule S2.4):
+//! whole groups of equal pages are looked up at once, so that they share the walk. A prune unlinks
+//! what is gone and turns a chain of one back into a regular node. What it would keep first, the
+//! fullest dup with room, is what every lookup finds.
 //!
 //! # Chains without room
 //!
@@ -20,13 +20,10 @@ use std::cmp::Reverse;
 use crate::Kpfn;
 use crate::dups::{Dup, Entry, Word};
 use crate::forest::Forest;
-use crate::node::{Given, IN_TREE, MOVING};
+use crate::node::Given;
 use crate::refs::EntryRef;
 use crate::sync::epoch::Guard;
 use crate::sync::{Ordering, fence};
-
-/// Dups of which a lookup sorts the fuller ones to the front.
-const WINDOW: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// How shares are to be taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,26 +54,17 @@ impl Forest {
             return 0;
         }
         let mut left = wanted;
-        let mut dups = entry.dups(guard);
-        while left > 0 {
-            let mut seen = 0;
-            let mut with_room: [(u32, Kpfn); WINDOW] = [(0, Kpfn(0)); WINDOW];
-            for (dup, slot) in dups.by_ref().zip(&mut with_room) {
-                seen += 1;
-                if let Some(sharers) = self.sharers_with_room(dup.kpfn, terms.limit) {
-                    *slot = (sharers, dup.kpfn);
-                }
+        if word(entry).is_chain() {
+            let with_room =
+                |dup: &Dup| Some((self.sharers_with_room(dup.kpfn, terms.limit)?, dup.kpfn));
+            let mut dups: Vec<(u32, Kpfn)> = entry.dups(guard).filter_map(with_room).collect();
+            dups.sort_unstable_by_key(|&(sharers, _)| Reverse(sharers));
+            for (_, kpfn) in dups {
+                left -= self.take_into(kpfn, left, terms.limit, out);
             }
-            with_room.sort_unstable_by_key(|&(sharers, _)| Reverse(sharers));
-            for (_, kpfn) in with_room.into_iter().take_while(|&(sharers, _)| sharers > 0) {
-                let taken = self.take(kpfn, left, terms.limit);
-                if taken > 0 {
-                    out.push((kpfn, taken));
-                    left -= u64::from(taken);
-                }
-            }
-            if seen < WINDOW {
-                break;
+        } else {
+            for dup in entry.dups(guard) {
+                left -= self.take_into(dup.kpfn, left, terms.limit, out);
             }
         }
         if left > 0 && word(entry).is_chain() {
@@ -117,6 +105,18 @@ impl Forest {
         }
     }
 
+    /// Takes up to `wanted` shares of a frame and notes them in `out`. Gives how many.
+    fn take_into(&self, kpfn: Kpfn, wanted: u64, limit: u32, out: &mut Vec<(Kpfn, u32)>) -> u64 {
+        if wanted == 0 || self.closed.contains(kpfn) {
+            return 0;
+        }
+        let taken = self.take(kpfn, wanted, limit);
+        if taken > 0 {
+            out.push((kpfn, taken));
+        }
+        u64::from(taken)
+    }
+
     fn take(&self, kpfn: Kpfn, wanted: u64, limit: u32) -> u32 {
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         self.node(kpfn).map_or(0, |node| node.take(wanted, limit))
@@ -142,34 +142,13 @@ impl Forest {
         let entry = self.entry(guard, entry_ref);
         let tree = self.tree(entry_ref.tree);
         tree.sweep(entry, guard);
-        let with_room = |dup: &'_ Dup| Some((self.sharers_with_room(dup.kpfn, limit)?, dup.kpfn));
-        let Some((sharers, best)) = entry.dups(guard).filter_map(with_room).max() else { return };
+        if entry.dups(guard).all(|dup| self.sharers_with_room(dup.kpfn, limit).is_none()) {
+            return;
+        }
         clear_full(entry);
         if word(entry).live() == 1 {
             tree.make_regular(entry);
-        } else if sharers + 1 < limit && entry.dups(guard).next().is_some_and(|d| d.kpfn != best) {
-            self.put_first(guard, entry_ref, best);
         }
-    }
-
-    /// Gives a frame a new link, in front of the entry's others.
-    fn put_first(&self, guard: &Guard<'_>, entry_ref: EntryRef<'_>, kpfn: Kpfn) {
-        let entry = self.entry(guard, entry_ref);
-        let Some(node) = self.node(kpfn).filter(|node| node.claim(IN_TREE, MOVING)) else { return };
-        let old = node.dup.load(Ordering::Acquire);
-        // SAFETY: the place is ours, so the dup in it is not marked, and was not retired.
-        let old = unsafe { guard.deref(old) };
-        if old.entry == entry_ref.entry {
-            let new = guard.alloc(Dup::new(kpfn, entry_ref.entry));
-            // SAFETY: just allocated; only an unlinked dup is retired.
-            let alive = unsafe { entry.push(new) };
-            assert!(alive, "an entry lives while one of its dups is not marked");
-            // Release: pairs with the Acquire of those who reach the dup through its node.
-            node.dup.store(new, Ordering::Release);
-            old.mark();
-            self.tree(entry_ref.tree).sweep(entry, guard);
-        }
-        self.settle(guard, kpfn, node, MOVING, IN_TREE);
     }
 }
 
@@ -259,16 +238,17 @@ mod tests {
     }
 
     #[test]
-    fn s2_4_after_a_prune_the_best_dup_is_kept_first() {
+    fn s2_4_the_best_dup_is_kept_while_it_has_room_for_one_more() {
         let forest = Forest::new(1);
         let handle = forest.register();
         let guard = handle.pin();
         let mut shares = vec![2; 100];
         shares[3] = 7;
         chain_of(&forest, &guard, 7, &shares);
-        assert_eq!(reserve(&forest, &guard, 1, terms(10, 0, NEVER)), [(99, 1)]);
-        assert_eq!(reserve(&forest, &guard, 1, terms(10, 5000, 2000)), [(3, 1)]);
-        assert_eq!(reserve(&forest, &guard, 1, terms(10, 5001, 2000)), [(3, 1)]);
+        for now_ms in [0, 5000, 5001] {
+            assert_eq!(reserve(&forest, &guard, 1, terms(10, now_ms, 2000)), [(3, 1)]);
+        }
+        assert_ne!(reserve(&forest, &guard, 1, terms(10, 5002, 2000)), [(3, 1)]);
         assert_eq!(forest.census(&guard).unwrap().dups, 100);
     }
 

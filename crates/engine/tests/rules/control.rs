@@ -46,24 +46,34 @@ fn s5_2_unmerging_blocks_nothing_and_can_be_interrupted() {
     let pages = 200_000;
     let bed = Bed::with(1, pages, EngineOptions::default());
     bed.write(0..pages, 5);
-    bed.scan(2);
-    assert_eq!(bed.counters().pages_shared, pages.div_ceil(256));
-    std::thread::scope(|scope| {
-        let unmerging = scope.spawn(|| bed.engine.set(Knob::Run, 2));
-        until("it has begun", || bed.counters().pages_sharing < pages / 2);
-        bed.engine.set(Knob::PagesToScan, 77).unwrap();
-        let busy = bed.engine.set(Knob::MaxPageSharing, 9);
-        assert!(matches!(busy, Err(KnobError::Busy { .. })), "{busy:?}");
-        bed.engine.set(Knob::Run, 0).unwrap();
-        let interrupted = unmerging.join().unwrap();
-        assert!(
-            matches!(interrupted, Err(KnobError::Unmerge(UnmergeError::Interrupted))),
-            "{interrupted:?}"
-        );
+    // On a busy machine all may be unmerged before this thread has its turn: then once more.
+    let interrupted = (0..50).any(|_| {
+        bed.scan(2);
+        assert_eq!(bed.counters().pages_shared, pages.div_ceil(256));
+        std::thread::scope(|scope| {
+            let unmerging = scope.spawn(|| bed.engine.set(Knob::Run, 2));
+            until("it has begun", || bed.counters().pages_sharing < pages - pages / 100);
+            bed.engine.set(Knob::PagesToScan, 1_000_000).unwrap();
+            let limit = bed.engine.set(Knob::MaxPageSharing, 9);
+            bed.engine.set(Knob::Run, 0).unwrap();
+            let left = bed.counters();
+            match unmerging.join().unwrap() {
+                Ok(()) => {
+                    bed.engine.set(Knob::MaxPageSharing, 256).unwrap();
+                    false
+                }
+                Err(KnobError::Unmerge(UnmergeError::Interrupted)) => {
+                    assert!(matches!(limit, Err(KnobError::Busy { .. })), "{limit:?}");
+                    assert!(left.pages_sharing > 0);
+                    true
+                }
+                Err(error) => panic!("{error}"),
+            }
+        })
     });
-    let left = bed.counters();
-    assert!(left.pages_sharing > 0, "interrupted too late to tell");
+    assert!(interrupted, "never came to it in time");
     assert_eq!(bed.engine.knob(Knob::Run), 0);
+    assert!((0..pages).all(|page| bed.read(page) == 5));
     bed.engine.set(Knob::Run, 2).unwrap();
     assert_eq!(bed.counters().pages_shared, 0);
 }
