@@ -271,10 +271,16 @@ impl Memory for ProcessMemory {
             return Ok(pages.end);
         }
         let before = out.len();
+        // Looked up before the walk: a page that is mapped to a frame only now is reported as the
+        // program's own, as it was; that looks may be old is known to the engine.
+        let may_be_files = |bytes: &Range<u64>| {
+            let part = Vpn(bytes.start >> PAGE_SHIFT)..Vpn(bytes.end >> PAGE_SHIFT);
+            self.tables().in_file.next_in(&part).is_some()
+        };
         let bytes = address(pages.start)..address(pages.end);
         let end = self
             .pagemap
-            .take_written(bytes, max_pages, &mut |region| {
+            .take_written(bytes, max_pages, &may_be_files, &mut |region| {
                 let found = Written { pages: pages_of(&region), kind: kind(region.categories) };
                 match out.get_mut(before..).and_then(<[_]>::last_mut) {
                     Some(last)

@@ -32,7 +32,9 @@ const PAGEMAP_SCAN: u64 = 3 << 30 | (size_of::<ScanArg>() as u64) << 16 | (b'f' 
 /// Regions of one call: 12 KiB of stack.
 const REGIONS: usize = 512;
 /// Protected pages worth walking over rather than making a call of its own for what follows.
-const GAP_BYTES: u64 = 64 * PAGE_BYTES;
+const GAP_BYTES: u64 = 256 * PAGE_BYTES;
+/// The same where there may be pages of files.
+const GAP_IN_FILES_BYTES: u64 = 64 * PAGE_BYTES;
 const EMPTY: PageRegion = PageRegion { start: 0, end: 0, categories: 0 };
 
 /// `struct page_region`: adjacent pages of the same categories.
@@ -91,12 +93,14 @@ impl Pagemap {
     /// Two walks. The kernel tells in 2 ns a page what is not write protected, if asked for nothing
     /// else; but that includes pages that are not there (never touched, or frames that nobody has
     /// looked at since they were mapped), which must not be reported, and protecting those would
-    /// allocate page tables. Only what that walk finds is walked again, at 30 ns a page, to be told
-    /// apart and armed.
+    /// allocate page tables. Only what that walk finds is walked again, to be told apart and armed:
+    /// at 5 ns a page, or at 30 where there may be pages of files, for then the kernel looks at
+    /// each page itself. `may_be_files` says where that is.
     pub(crate) fn take_written(
         &self,
         bytes: Range<u64>,
         max_pages: u64,
+        may_be_files: &dyn Fn(&Range<u64>) -> bool,
         each: &mut dyn FnMut(PageRegion),
     ) -> io::Result<u64> {
         let mut left = max_pages.max(1);
@@ -104,18 +108,15 @@ impl Pagemap {
         let (mut regions, mut parts) = ([EMPTY; REGIONS], [EMPTY; REGIONS]);
         while at < bytes.end {
             let (found, end) = self.scan(&Question::unprotected(at..bytes.end), &mut regions)?;
-            let mut next = 0;
-            while next < found {
-                let first = next;
-                while next + 1 < found && regions[next + 1].start - regions[next].end < GAP_BYTES {
-                    next += 1;
+            for near in in_parts(&regions[..found], GAP_BYTES) {
+                let files = may_be_files(&hull(near));
+                let gap = if files { GAP_IN_FILES_BYTES } else { GAP_BYTES };
+                for part in in_parts(near, gap) {
+                    let reached = self.take_part(hull(part), files, &mut left, &mut parts, each)?;
+                    if left == 0 {
+                        return Ok(reached);
+                    }
                 }
-                let part = regions[first].start..regions[next].end;
-                let reached = self.take_part(part, &mut left, &mut parts, each)?;
-                if left == 0 {
-                    return Ok(reached);
-                }
-                next += 1;
             }
             at = end;
         }
@@ -125,6 +126,7 @@ impl Pagemap {
     fn take_part(
         &self,
         bytes: Range<u64>,
+        files: bool,
         left: &mut u64,
         regions: &mut [PageRegion; REGIONS],
         each: &mut dyn FnMut(PageRegion),
@@ -134,7 +136,7 @@ impl Pagemap {
         let pages = usize::try_from((bytes.end - bytes.start) / PAGE_BYTES).unwrap_or(REGIONS);
         let regions = &mut regions[..pages.clamp(1, REGIONS)];
         while at < bytes.end && *left > 0 {
-            let question = Question::written(at..bytes.end, *left);
+            let question = Question::written(at..bytes.end, *left, files);
             let (found, end) = self.scan(&question, regions)?;
             for region in &regions[..found] {
                 *left = left.saturating_sub((region.end - region.start) / PAGE_BYTES);
@@ -194,6 +196,16 @@ impl Pagemap {
     }
 }
 
+/// Regions with less than `gap` bytes from each to the next, together.
+fn in_parts(regions: &[PageRegion], gap: u64) -> impl Iterator<Item = &[PageRegion]> {
+    regions.chunk_by(move |a, b| b.start - a.end < gap)
+}
+
+/// From the first to the last; there is at least one.
+fn hull(part: &[PageRegion]) -> Range<u64> {
+    part[0].start..part[part.len() - 1].end
+}
+
 /// What to ask in one call.
 struct Question {
     bytes: Range<u64>,
@@ -229,8 +241,11 @@ impl Question {
         }
     }
 
-    /// Pages that are there and not write protected, to be protected.
-    const fn written(bytes: Range<u64>, max_pages: u64) -> Self {
-        Self { flags: WP_MATCHING, max_pages, ..Self::there(bytes, category::WRITTEN) }
+    /// Pages that are there and not write protected, to be protected; without `files`, which are
+    /// frames is not told.
+    const fn written(bytes: Range<u64>, max_pages: u64, files: bool) -> Self {
+        let there = Self::there(bytes, category::WRITTEN);
+        let tell = if files { there.tell } else { there.tell & !category::FILE };
+        Self { flags: WP_MATCHING, max_pages, tell, ..there }
     }
 }
