@@ -200,8 +200,19 @@ impl Core {
                 return world;
             }
             drop(world);
-            self.world_mut().resize(more);
+            let mut world = self.world_mut();
+            if !self.has_tree_per_node() {
+                world.fit_first(usize::try_from(self.unmerged()).unwrap_or(more));
+            }
+            world.resize(more);
         }
+    }
+
+    /// Pages with content that are not merged.
+    fn unmerged(&self) -> u64 {
+        let tally = &self.tally;
+        let merged = tally.shared.get() + tally.sharing.get() + tally.zero.get();
+        tally.touched.get().saturating_sub(merged)
     }
 
     fn pipeline(

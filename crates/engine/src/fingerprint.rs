@@ -23,7 +23,8 @@ impl Fingerprinter {
     pub(crate) fn new(bits: u32) -> Result<Self, getrandom::Error> {
         let mut secret = [0; DEFAULT_SECRET_LENGTH];
         getrandom::fill(&mut secret)?;
-        let mask = if bits >= Fingerprint::BITS { u128::MAX } else { (1 << bits) - 1 };
+        let bits = bits.min(Fingerprint::BITS);
+        let mask = ((1 << bits) - 1) << (Fingerprint::BITS - bits);
         let mut new = Self { secret, zero: Fingerprint::new(0), mask };
         new.zero = new.of(&[0; PAGE_SIZE]);
         Ok(new)

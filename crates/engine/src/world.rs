@@ -118,6 +118,13 @@ impl World {
         }
     }
 
+    /// Fits the first unstable tree to as many pages as may ever enter it. To let it grow with its
+    /// pages would cost several times the work, and in the end as much memory.
+    pub(crate) fn fit_first(&mut self, candidates: usize) {
+        let here = usize::try_from(self.unstable[0].pages()).unwrap_or(candidates);
+        self.unstable[0].resize(&self.pages, candidates.saturating_sub(here));
+    }
+
     /// Has the pages of a region that could not be merged looked at again.
     pub(crate) fn retry(&self, region: &Region) {
         for (index, record) in (0..).zip(self.pages.records(region.slot)) {

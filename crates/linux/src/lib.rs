@@ -17,6 +17,7 @@
 mod area;
 mod bitmap;
 mod convert;
+mod copy;
 mod error;
 mod events;
 mod fork;

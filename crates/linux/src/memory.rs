@@ -16,13 +16,13 @@ use crate::events::EventReader;
 use crate::fork::{self, Held};
 use crate::kinds::kind;
 use crate::maps::{self, Attributes};
-use crate::num::{PAGE_SHIFT, address, bytes, count, pointer, size};
+use crate::num::{PAGE_SHIFT, address, bytes, count, size};
 use crate::pagemap::{PageRegion, Pagemap};
 use crate::pins;
 use crate::pool::FramePools;
 use crate::ranges::Ranges;
 use crate::uffd::{Mode, Span, Uffd};
-use crate::{host, nodes};
+use crate::{copy, host, nodes};
 
 /// Pages that are frozen at once: who touches one waits for at most as many to be merged.
 pub(crate) const STAGING_PAGES: usize = 256;
@@ -228,13 +228,6 @@ pub(crate) const fn pages_of(region: &PageRegion) -> Range<Vpn> {
     Vpn(region.start >> PAGE_SHIFT)..Vpn(region.end >> PAGE_SHIFT)
 }
 
-/// Runs that one call can read (`UIO_MAXIOV`).
-const READ_RUNS: usize = 1024;
-
-fn io_vector(pages: &Range<Vpn>) -> libc::iovec {
-    libc::iovec { iov_base: pointer(pages.start).cast(), iov_len: size(span(pages).len) }
-}
-
 impl Memory for ProcessMemory {
     fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
         match self.register_range(pages.clone()) {
@@ -304,31 +297,13 @@ impl Memory for ProcessMemory {
     }
 
     fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
-        let mut done = 0;
-        for some in runs.chunks(READ_RUNS) {
-            let remote: Vec<libc::iovec> = some.iter().map(io_vector).collect();
-            let wanted: usize = remote.iter().map(|vector| vector.iov_len).sum();
-            let Some(buf) = buf.get_mut(done..done + wanted) else { break };
-            let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: wanted };
-            // SAFETY: the kernel writes to `buf`, exclusive and long enough, and only reads at the
-            // other end, wherever that is; memory that is not there is an error.
-            let copied = unsafe {
-                libc::process_vm_readv(
-                    rustix::process::getpid().as_raw_nonzero().get(),
-                    &raw const local,
-                    1,
-                    remote.as_ptr(),
-                    remote.len() as libc::c_ulong,
-                    0,
-                )
-            };
-            let copied = usize::try_from(copied).unwrap_or(0);
-            done += copied;
-            if copied < wanted {
-                break;
-            }
+        if self.is_inherited() {
+            return 0;
         }
-        done / PAGE_SIZE
+        let pages = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn);
+        let (places, _) = buf.as_chunks_mut::<PAGE_SIZE>();
+        let copied = pages.zip(places).map(|(page, place)| copy::page(page, place));
+        copied.count()
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

@@ -20,6 +20,13 @@ pub(crate) struct Locked<'a> {
     pub(crate) first: Link,
 }
 
+/// The first page of a list that may be changing.
+pub(crate) fn peek(word: &AtomicU64) -> Link {
+    // Relaxed: pairs with nothing, and nothing is concluded from it.
+    let seen = word.load(Ordering::Relaxed);
+    (seen & !LOCKED).checked_sub(1).map(PageId)
+}
+
 /// Locks the list whose head is `word`.
 pub(crate) fn lock(word: &AtomicU64) -> Locked<'_> {
     let backoff = crossbeam::utils::Backoff::new();

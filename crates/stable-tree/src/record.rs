@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | untouched, unread, busy, zero | state | nothing |
 //! | seen, held, over budget | state | fingerprint, 120 bits |
-//! | unshared | state | next in the bucket, 36; fingerprint's low 84 bits |
+//! | unshared | state | next in the bucket, 36; fingerprint's high 84 bits |
 //! | merged | state | previous and next sharer, 36 each; kpfn, 36 |
 //!
 //! **Who may write a record.** The shard that scans the page's region, except that
@@ -39,18 +39,19 @@ pub struct ShortFingerprint(u128);
 
 impl From<Fingerprint> for ShortFingerprint {
     fn from(full: Fingerprint) -> Self {
-        Self(full.get() & SHORT_MASK)
+        Self(full.get() >> (Fingerprint::BITS - SHORT_BITS))
     }
 }
 
 impl ShortFingerprint {
-    /// Spreads fingerprints over `buckets` evenly.
+    /// Spreads fingerprints over `buckets` evenly, in their order: who goes through fingerprints in
+    /// order goes through the table in order too.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "a product shifted down is below `buckets`"
     )]
     pub(crate) fn bucket(self, buckets: usize) -> usize {
-        (((self.0 & u128::from(u64::MAX)) * buckets as u128) >> 64) as usize
+        (((self.0 >> (SHORT_BITS - 64)) * buckets as u128) >> 64) as usize
     }
 }
 
@@ -163,6 +164,11 @@ impl Record {
     pub(crate) fn sharers(&self) -> (Link, Link) {
         let bits = self.load();
         (unpack_link(bits >> PREV_SHIFT), unpack_link(bits >> Kpfn::BITS))
+    }
+
+    /// Loads the record, for the cache's sake.
+    pub(crate) fn touch(&self) {
+        std::hint::black_box(self.load());
     }
 
     fn load(&self) -> u128 {

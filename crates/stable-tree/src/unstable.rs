@@ -51,6 +51,21 @@ impl UnstableTree {
         size_of_val(&*self.buckets) as u64
     }
 
+    /// Loads what entering a page will need. Called for a few dozen pages before the first of them
+    /// is entered, this makes the cache misses of all overlap.
+    pub fn prefetch(
+        &self,
+        records: &(impl Records + ?Sized),
+        fingerprint: Fingerprint,
+        page: PageId,
+    ) {
+        let bucket = ShortFingerprint::from(fingerprint).bucket(self.buckets.len());
+        records.record(page).touch();
+        if let Some(first) = head::peek(&self.buckets[bucket]) {
+            records.record(first).touch();
+        }
+    }
+
     /// Takes a page with this fingerprint, if there is one, out of the tree: it is busy then, and
     /// the caller's.
     pub fn take(&self, records: &(impl Records + ?Sized), fingerprint: Fingerprint) -> Link {
