@@ -104,7 +104,7 @@ impl Merger {
             return Err(unaligned);
         }
         let vpn = |address: usize| Vpn((address / PAGE_SIZE) as u64);
-        Ok(Registration { _handle: self.register_pages(vpn(start)..vpn(end))? })
+        Ok(Registration { handle: self.register_pages(vpn(start)..vpn(end))? })
     }
 
     fn register_pages(&self, pages: std::ops::Range<Vpn>) -> Result<RegionHandle, RegisterError> {
@@ -155,8 +155,10 @@ impl Region {
         match self.handle.unregister() {
             Ok(()) => {
                 let mut this = ManuallyDrop::new(self);
-                // SAFETY: taken once, for `this` is never dropped; the handle has nothing left to
-                // do but to be freed, which costs its few bytes.
+                // SAFETY: dropped once, for `this` is never dropped. The handle keeps the whole
+                // engine alive, its threads and pools too, so it must not be leaked.
+                unsafe { std::ptr::drop_in_place(&raw mut this.handle) };
+                // SAFETY: taken once, for the same reason.
                 Ok(unsafe { ManuallyDrop::take(&mut this.memory) })
             }
             Err(error) => Err((self, error)),
@@ -184,7 +186,18 @@ impl Drop for Region {
 }
 
 /// A range registered by [`Merger::register`]. Dropping it makes the memory private and the merger
-/// forget it.
+/// forget it, if there is memory for private copies; if that may be short, and the range is to be
+/// unmapped, let go of it by [`Registration::unregister`].
 pub struct Registration {
-    _handle: RegionHandle,
+    handle: RegionHandle,
+}
+
+impl Registration {
+    /// Makes the range private memory and the merger forget it.
+    ///
+    /// # Errors
+    /// If there is no memory for private copies; the range is registered still.
+    pub fn unregister(&self) -> Result<(), MemoryError> {
+        self.handle.unregister()
+    }
 }

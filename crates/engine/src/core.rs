@@ -28,6 +28,9 @@ use crate::world::World;
 /// Passes after which pages that could not be merged are tried again.
 const RETRY_PASSES: u64 = 16;
 
+/// The most tries, at a time, to end a grace period.
+const FLUSHES: u32 = 4;
+
 /// Errors kept for whoever asks.
 const ERRORS_KEPT: usize = 16;
 
@@ -168,7 +171,12 @@ impl Core {
         }
         let mut errors = Vec::new();
         let quota = self.knobs.get(Knob::PagesToScan);
-        let (mut looks, ended_pass) = cursor.next(quota, &mut errors);
+        let (looks, ended_pass) = {
+            // A region that is walked must not go meanwhile: a new one at its place would miss what
+            // was written.
+            let _world = self.world();
+            cursor.next(quota, &mut errors)
+        };
         errors.into_iter().for_each(|error| self.report(error));
 
         let world = self.world_with_room(&looks);
@@ -176,7 +184,11 @@ impl Core {
             cursor.put_back(looks);
             return Batch::default();
         }
-        looks.retain(|look| !look.region.is_closing());
+        // Those of a region that is being let go of wait: if that fails, they are still to be done,
+        // for what was written is reported once.
+        let (closing, looks): (Vec<Look>, Vec<Look>) =
+            looks.into_iter().partition(|look| look.region.is_closing());
+        cursor.put_back(closing.into_iter().filter(|look| world.holds(&look.region)).collect());
         let looked = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
         if looked > 0 {
             self.pipeline(&world, reader, shard, &looks, began);
@@ -285,7 +297,11 @@ impl Core {
         }
         if self.has_tree_per_node() {
             migrate::sweep(self, reader);
-            migrate::place_queued(self, &world, reader);
+        }
+        // Also where the trees have become one since: a frame whose last sharer went while it was
+        // queued is given back from there.
+        if self.forest.queued_len() > 0 {
+            migrate::place_queued(self, &world, reader, shard);
         }
         let mine = |region: &Region| region.shard == shard.index && !region.is_closing();
         let passes = self.tally.full_scans.get();
@@ -313,10 +329,16 @@ impl Core {
 
     /// Gives frames whose grace period is over back to the pools.
     pub(crate) fn return_freed(&self, reader: &Handle) {
-        reader.flush();
-        let freed: Vec<Kpfn> = std::iter::from_fn(|| self.forest.freed()).collect();
-        if !freed.is_empty() {
-            self.frames.free(&freed);
+        // Where nothing else is going on, a grace period is over after a few.
+        for _ in 0..FLUSHES {
+            reader.flush();
+            let freed: Vec<Kpfn> = std::iter::from_fn(|| self.forest.freed()).collect();
+            if !freed.is_empty() {
+                self.frames.free(&freed);
+            }
+            if self.forest.epoch_lag() == 0 {
+                break;
+            }
         }
     }
 

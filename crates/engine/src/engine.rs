@@ -477,7 +477,7 @@ impl Inner {
         let reader = core.forest.register();
         let done = unmerge_all(core, &reader, || core.knobs.get(Knob::Run) == 2);
         core.return_freed(&reader);
-        if matches!(done, Err(UnmergeError::Memory(_))) {
+        if matches!(done, Err(UnmergeError::Memory(_))) && core.knobs.get(Knob::Run) == 2 {
             core.knobs.set(Knob::Run, 0);
         }
         done

@@ -180,6 +180,13 @@ impl Machine {
         self.state().frames.get_mut(&kpfn).expect("a frame in use").nid = nid;
     }
 
+    /// The operating system moves a frame, if it is in use still.
+    pub fn try_move_frame(&self, kpfn: Kpfn, nid: Nid) {
+        if let Some(frame) = self.state().frames.get_mut(&kpfn) {
+            frame.nid = nid;
+        }
+    }
+
     /// Pins a page for DMA, or lets go of it.
     ///
     /// # Panics

@@ -90,7 +90,7 @@ fn cut(looks: &[Look]) -> Vec<Piece<'_>> {
 pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -> Judged {
     let pieces = cut(looks);
     let new_judge =
-        || Judge { core, world, buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES], kinds: Vec::new() };
+        || Judge { core, world, buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES], merged: Vec::new() };
     let judged: Vec<Judged> = shard.pool.install(|| {
         pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
     });
@@ -102,22 +102,20 @@ struct Judge<'a> {
     core: &'a Core,
     world: &'a World,
     buffer: Vec<Page>,
-    /// What lies at the piece's pages, in their order, if any of them is merged.
-    kinds: Vec<Option<Kind>>,
+    /// Places in the piece of pages that were found merged, and what those pages are to be if they
+    /// turn out not to be any more.
+    merged: Vec<(usize, PageState)>,
 }
 
 impl Judge<'_> {
     fn piece(&mut self, piece: &Piece<'_>) -> Judged {
         let mut judged = Judged::default();
-        if piece.reason != Reason::Again {
-            self.ask_kinds(piece);
-        }
         match piece.reason {
             Reason::Written(Kind::Private) => self.read(piece, &mut judged),
             Reason::Written(Kind::Frame) => {}
             Reason::Written(Kind::Zero) => {
                 for at in 0..piece.pages.len() {
-                    self.became_zero(piece, at, &mut judged);
+                    self.became_zero(piece, at);
                 }
             }
             Reason::Again => {
@@ -126,6 +124,7 @@ impl Judge<'_> {
                 }
             }
         }
+        self.ask_kinds(piece, &mut judged);
         self.ask_nodes(piece, &mut judged.candidates);
         judged
     }
@@ -133,28 +132,57 @@ impl Judge<'_> {
     /// A look may be older than the page's merge: it was queued as written, and before its turn
     /// came another page took it for a partner. Only what a merged page is *now* tells whether the
     /// program wrote to it since; to end its share on an old look would free a frame in use.
-    fn ask_kinds(&mut self, piece: &Piece<'_>) {
-        let region = piece.region;
-        let is_merged = |index: &u64| {
-            let state = self.world.record(region.page(*index)).state();
-            matches!(state, PageState::Merged(_) | PageState::Zero)
-        };
-        self.kinds.clear();
-        if piece.pages.iter().any(is_merged) {
-            for run in piece.runs(0) {
-                if let Err(error) = region.program.memory.kinds(run, &mut self.kinds) {
-                    self.kinds.clear();
-                    return self.core.report(error);
-                }
+    ///
+    /// So the machine is asked after the record said that the page is merged, never before: between
+    /// the two another shard's merge could come about. No other shard ends a merge.
+    fn ask_kinds(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
+        let merged = std::mem::take(&mut self.merged);
+        if merged.is_empty() {
+            return;
+        }
+        let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
+        for run in piece.runs(0) {
+            if let Err(error) = region.program.memory.kinds(run, &mut kinds) {
+                self.core.report(error);
+                merged.iter().for_each(|(at, _)| region.pending.add(piece.pages[*at]));
+                return;
+            }
+        }
+        for (at, left) in merged {
+            // Where nothing is mapped at this moment, nothing is known: a frame need not be.
+            if let Some(kind) = kinds.get(at).copied().flatten() {
+                self.judge_merged(region, piece.pages[at], kind, left, judged);
             }
         }
     }
 
-    /// Whether a merged page is known to have left what it was merged with. Where nothing is mapped
-    /// at this moment, nothing is known: a frame need not be.
-    fn has_left(&self, at: usize, merged_with: Kind) -> bool {
-        let kind = self.kinds.get(at).copied().flatten();
-        kind.is_some_and(|kind| kind != merged_with)
+    /// What has become of a page whose record says that it is merged.
+    fn judge_merged(
+        &self,
+        region: &Region,
+        index: u64,
+        kind: Kind,
+        left: PageState,
+        judged: &mut Judged,
+    ) {
+        let page = region.page(index);
+        let record = self.world.record(page);
+        let tally = &self.core.tally;
+        match record.state() {
+            PageState::Merged(kpfn) if kind != Kind::Frame => {
+                judged.broken.push(Broken { page, kpfn, left });
+            }
+            PageState::Zero if kind != Kind::Zero => {
+                record.set(left);
+                tally.zero.sub(1);
+            }
+            _ => return,
+        }
+        if left == PageState::Untouched {
+            tally.touched.sub(1);
+        } else {
+            region.pending.add(index);
+        }
     }
 
     /// Reads and judges a piece, passing over what can't be read.
@@ -170,13 +198,13 @@ impl Judge<'_> {
             }
             at += read;
             if at < piece.pages.len() {
-                self.vanished(piece, at, judged);
+                self.vanished(piece, at);
                 at += 1;
             }
         }
     }
 
-    fn written(&self, piece: &Piece<'_>, at: usize, found: Fingerprint, judged: &mut Judged) {
+    fn written(&mut self, piece: &Piece<'_>, at: usize, found: Fingerprint, judged: &mut Judged) {
         let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
         let record = self.world.record(page);
@@ -212,19 +240,9 @@ impl Judge<'_> {
                 region.pending.add(index);
                 return;
             }
-            PageState::Merged(kpfn) => {
-                if self.has_left(at, Kind::Frame) {
-                    judged.broken.push(Broken { page, kpfn, left: PageState::Seen(found) });
-                    region.pending.add(index);
-                }
+            PageState::Merged(_) | PageState::Zero => {
+                self.merged.push((at, PageState::Seen(found)));
                 return;
-            }
-            PageState::Zero => {
-                if !self.has_left(at, Kind::Zero) {
-                    return;
-                }
-                tally.zero.sub(1);
-                None
             }
         };
         record.set(PageState::Seen(found));
@@ -240,9 +258,12 @@ impl Judge<'_> {
         let page = region.page(index);
         let record = self.world.record(page);
         let known = match record.state() {
-            PageState::Unread => {
+            // Unshared, merged: it was written to while a merge had it, before or after that
+            // verified it.
+            PageState::Unread | PageState::Unshared(_) | PageState::Merged(_) | PageState::Zero => {
                 let alone = Piece { region, reason: piece.reason, pages: vec![index] };
-                return self.read(&alone, judged);
+                self.read(&alone, judged);
+                return self.ask_kinds(&alone, judged);
             }
             PageState::Seen(known) => known,
             PageState::Held(known) => {
@@ -253,11 +274,11 @@ impl Judge<'_> {
                 self.core.tally.over_budget.sub(1);
                 known
             }
-            PageState::Untouched
-            | PageState::Unshared(_)
-            | PageState::Busy
-            | PageState::Merged(_)
-            | PageState::Zero => return,
+            PageState::Busy => {
+                region.pending.add(index);
+                return;
+            }
+            PageState::Untouched => return,
         };
         record.set(PageState::Seen(known));
         judged.candidates.push(candidate(page, known));
@@ -265,34 +286,32 @@ impl Judge<'_> {
 
     /// The page is the machine's page of zeros: the program read where it never wrote, or the page
     /// is merged with it.
-    fn became_zero(&self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
+    fn became_zero(&mut self, piece: &Piece<'_>, at: usize) {
         let page = piece.region.page(piece.pages[at]);
         if self.world.record(page).state() != PageState::Zero {
-            self.vanished(piece, at, judged);
+            self.vanished(piece, at);
         }
     }
 
     /// The page has no memory of its own any more.
-    fn vanished(&self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
-        let page = piece.region.page(piece.pages[at]);
+    fn vanished(&mut self, piece: &Piece<'_>, at: usize) {
+        let (region, index) = (piece.region, piece.pages[at]);
+        let page = region.page(index);
         let record = self.world.record(page);
         let tally = &self.core.tally;
         match record.state() {
             PageState::Untouched => return,
-            PageState::Unshared(_) if !self.world.remove_unshared(page) => return,
-            PageState::Busy => return,
-            PageState::Merged(kpfn) => {
-                if self.has_left(at, Kind::Frame) {
-                    judged.broken.push(Broken { page, kpfn, left: PageState::Untouched });
-                    tally.touched.sub(1);
-                }
+            PageState::Unshared(_) if !self.world.remove_unshared(page) => {
+                region.pending.add(index);
                 return;
             }
-            PageState::Zero => {
-                if !self.has_left(at, Kind::Zero) {
-                    return;
-                }
-                tally.zero.sub(1);
+            PageState::Busy => {
+                region.pending.add(index);
+                return;
+            }
+            PageState::Merged(_) | PageState::Zero => {
+                self.merged.push((at, PageState::Untouched));
+                return;
             }
             PageState::Held(_) => tally.held.sub(1),
             PageState::OverBudget(_) => tally.over_budget.sub(1),

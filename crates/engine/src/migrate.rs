@@ -11,6 +11,7 @@ use crate::core::Core;
 use crate::find::Merge;
 use crate::machine::PAGE_SIZE;
 use crate::record::{give_back, unshare};
+use crate::shard::Shard;
 use crate::world::World;
 
 /// Contents walked, and frames whose nodes are asked for, at once.
@@ -41,7 +42,7 @@ pub(crate) fn sweep(core: &Core, reader: &Handle) {
 }
 
 /// Places what is queued now.
-pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle) {
+pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle, shard: &Shard) {
     let (mut nids, mut content) = (Vec::with_capacity(1), [0; PAGE_SIZE]);
     for _ in 0..core.forest.queued_len() {
         let Some(queued) = core.forest.take_queued(&reader.pin()) else { return };
@@ -51,7 +52,7 @@ pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle) {
         match node {
             Some(node) => {
                 core.frames.read(queued.kpfn(), &mut content);
-                place(core, world, reader, queued, node, &content);
+                place(core, world, reader, shard, queued, node, &content);
             }
             // Nobody can say where it is: it waits until someone can.
             None => core.forest.requeue(queued),
@@ -63,6 +64,7 @@ fn place(
     core: &Core,
     world: &World,
     reader: &Handle,
+    shard: &Shard,
     queued: Queued,
     node: u16,
     content: &[u8; PAGE_SIZE],
@@ -71,13 +73,20 @@ fn place(
     let guard = reader.pin();
     let siblings = core.forest.siblings(tree, queued.fingerprint(), &guard);
     let equal = siblings.iter().find(|entry| core.entry_is(*entry, content));
-    let target = equal.and_then(|entry| share_for_the_only_sharer(core, &guard, kpfn, entry));
-    if let Some(target) = target {
+    let only = equal.and_then(|_| only_sharer(core, world, kpfn));
+    if only.is_some_and(|page| world.locate(page).0.shard != shard.index) {
+        // Its shard may be at work on that page; only it may end the page's share.
+        core.forest.requeue(queued);
+        return;
+    }
+    let target =
+        equal.zip(only).and_then(|(entry, page)| Some((share(core, &guard, entry)?, page)));
+    if let Some((target, page)) = target {
         let fingerprint = queued.fingerprint();
         core.forest.detach(&guard, queued);
         drop(guard);
-        let to = Merge { page: PageId(0), fingerprint, kpfn: Some(target), tree, node };
-        move_sharers(core, world, reader, kpfn, to);
+        let to = Merge { page, fingerprint, kpfn: Some(target), tree, node };
+        move_sharer(core, world, reader, kpfn, to);
         core.tally.replaced.add(1);
         return;
     }
@@ -92,39 +101,38 @@ fn place(
     }
 }
 
-/// Where a frame has one sharer, that page is better merged into a dup that has room (S4.4).
-fn share_for_the_only_sharer<'g>(
-    core: &Core,
-    guard: &'g Guard<'_>,
-    kpfn: Kpfn,
-    entry: EntryRef<'g>,
-) -> Option<Kpfn> {
+/// The page of a frame that has one sharer: it is better merged into a dup that has room (S4.4).
+fn only_sharer(core: &Core, world: &World, kpfn: Kpfn) -> Option<PageId> {
     if core.forest.sharers(kpfn) != 1 {
         return None;
     }
+    let mut pages = Vec::with_capacity(1);
+    rmap::sharers(core.rmap_head(kpfn), &world.pages, &mut pages);
+    // None while another shard's merge, which holds the share, is under way.
+    pages.first().copied()
+}
+
+/// A share of a dup that has room.
+fn share<'g>(core: &Core, guard: &'g Guard<'_>, entry: EntryRef<'g>) -> Option<Kpfn> {
     let mut shares = Vec::with_capacity(1);
     core.forest.reserve(guard, entry, 1, core.terms(), &mut shares);
     shares.first().map(|(target, _)| *target)
 }
 
-/// Takes the pages mapped to a frame off it and merges the one there is with `to`, whose share is
-/// reserved. Where the machine refuses, the page stays where it is.
-fn move_sharers(core: &Core, world: &World, reader: &Handle, from: Kpfn, to: Merge) {
-    let mut pages = Vec::with_capacity(1);
-    rmap::sharers(core.rmap_head(from), &world.pages, &mut pages);
-    let page = pages.first().copied().filter(|page| {
-        let (region, index) = world.locate(*page);
-        let vpns = region.vpn(index)..region.vpn(index + 1);
-        region.program.memory.unmerge(&[vpns]).is_ok()
-    });
+/// Takes a page of a region of the caller's shard off its frame and merges it with `to`, whose
+/// share is reserved. Where the machine refuses, the page stays where it is.
+fn move_sharer(core: &Core, world: &World, reader: &Handle, from: Kpfn, to: Merge) {
+    let (region, index) = world.locate(to.page);
+    let vpns = region.vpn(index)..region.vpn(index + 1);
+    let unmerged = region.program.memory.unmerge(&[vpns]);
     let guard = reader.pin();
-    let Some(page) = page else {
+    if unmerged.is_err() {
         give_back(core, &guard, &to);
         return;
-    };
-    unshare(core, world, &guard, page, from, PageState::Busy);
+    }
+    unshare(core, world, &guard, to.page, from, PageState::Busy);
     drop(guard);
-    for again in core.execute(world, reader, vec![Merge { page, ..to }]) {
+    for again in core.execute(world, reader, vec![to]) {
         world.record(again.page).set(PageState::Held(again.fingerprint));
         core.tally.held.add(1);
     }

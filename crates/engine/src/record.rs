@@ -122,7 +122,8 @@ fn changed(core: &Core, world: &World, merge: Merge) -> Option<Candidate> {
     let mut content = [[0; PAGE_SIZE]];
     if world.read(page, &mut content) == 1 && core.prints.of(&content[0]) == fingerprint {
         core.tally.collisions.add(1);
-        world.record(page).set(PageState::Seen(fingerprint));
+        // It may be another shard's: until this merge is done with it, nobody else's.
+        world.record(page).set(PageState::Busy);
         return Some(Candidate { tree, fingerprint, page, node });
     }
     world.look_again(page);

@@ -66,7 +66,7 @@ impl Cursor {
 
     /// Takes back looks that were not carried out.
     pub(crate) fn put_back(&mut self, looks: Vec<Look>) {
-        self.under_way = true;
+        self.under_way |= !looks.is_empty();
         looks.into_iter().rev().for_each(|look| self.looks.push_front(look));
     }
 
@@ -117,9 +117,14 @@ impl Cursor {
         let end = (start + WINDOW_PAGES.min(limit)).min(region.len());
         let mut written = Vec::new();
         let walked = region.vpn(start)..region.vpn(end);
-        let end = region.program.memory.written(walked, quota, &mut written)?;
-        let end = region.index(end);
+        let reached = region.program.memory.written(walked, quota, &mut written);
+        let end = match &reached {
+            Ok(end) => region.index(*end),
+            // What was reported will not be reported again.
+            Err(_) => written.last().map_or(start, |last| region.index(last.pages.end)),
+        };
         self.enqueue(&region, start..end, &written);
+        reached?;
         if end < region.len() {
             self.current = Some((region, end));
         }

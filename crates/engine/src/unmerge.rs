@@ -72,10 +72,10 @@ fn unmerge_piece(
     region: &Region,
     pages: Range<u64>,
 ) -> Result<bool, MemoryError> {
-    let is_merged = |index: &u64| {
-        matches!(world.record(region.page(*index)).state(), PageState::Merged(_) | PageState::Zero)
-    };
-    let merged: Vec<u64> = pages.filter(is_merged).collect();
+    if region.is_closing() {
+        withdraw_candidates(world, region, pages.clone());
+    }
+    let merged: Vec<u64> = pages.filter(|index| is_merged(world, region, *index)).collect();
     if merged.is_empty() {
         return Ok(false);
     }
@@ -101,27 +101,54 @@ fn unmerge_piece(
     Ok(true)
 }
 
+fn is_merged(world: &World, region: &Region, index: u64) -> bool {
+    matches!(world.record(region.page(index)).state(), PageState::Merged(_) | PageState::Zero)
+}
+
+/// Takes pages out of the unstable trees: another region's scan must not find a partner in a page
+/// that was unmerged already and will not be again.
+fn withdraw_candidates(world: &World, region: &Region, pages: Range<u64>) {
+    for index in pages {
+        let page = region.page(index);
+        if matches!(world.record(page).state(), PageState::Unshared(_))
+            && world.remove_unshared(page)
+        {
+            // Only of use if the region stays after all.
+            region.pending.add(index);
+        }
+    }
+}
+
 /// Takes a region's pages out of every structure and forgets the region (S5.3).
 pub(crate) fn unregister(
     core: &Core,
     reader: &Handle,
     region: &Arc<Region>,
 ) -> Result<(), MemoryError> {
-    region.set_closing(true);
-    let unmerged = unmerge_region(core, reader, region, &|| true).and_then(|()| {
+    loop {
+        region.set_closing(true);
+        let unmerged = unmerge_region(core, reader, region, &|| true);
         let mut world = core.world_mut();
-        if world.holds(region) {
-            region.program.memory.unregister(region.pages.clone())?;
-            forget(core, &mut world, region);
+        if !world.holds(region) {
+            region.set_closing(true);
+            return Ok(());
         }
-        Ok(())
-    });
-    match unmerged {
-        Ok(()) | Err(UnmergeError::Interrupted) => Ok(()),
-        Err(UnmergeError::Memory(error)) => {
+        if let Err(UnmergeError::Memory(error)) = unmerged {
             region.set_closing(false);
-            Err(error)
+            return Err(error);
         }
+        // Merged again only if another attempt failed meanwhile, which let scans in.
+        if (0..region.len()).any(|index| is_merged(&world, region, index)) {
+            continue;
+        }
+        if let Err(error) = region.program.memory.unregister(region.pages.clone()) {
+            region.set_closing(false);
+            return Err(error);
+        }
+        // For good, whatever another attempt made of it.
+        region.set_closing(true);
+        forget(core, &mut world, region);
+        return Ok(());
     }
 }
 

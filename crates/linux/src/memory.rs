@@ -336,6 +336,10 @@ impl Memory for ProcessMemory {
     }
 
     fn metadata_bytes(&self) -> u64 {
+        if self.is_inherited() {
+            // Whoever held the lock when the process forked will never give it back here.
+            return 0;
+        }
         let tables = self.tables();
         tables.registered.bytes() + tables.in_file.bytes() + tables.left.bytes()
     }

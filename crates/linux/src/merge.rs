@@ -174,9 +174,8 @@ impl ProcessMemory {
         } else {
             self.track_again(pages);
         }
-        if places.contains(&merged) {
-            self.drop_staged(places.len());
-        }
+        // Also what was put back by copying.
+        self.drop_staged(places.len());
         let mut at = pages.start;
         for same in places.chunk_by(|a, b| a == b) {
             let end = at.plus(same.len() as u64);

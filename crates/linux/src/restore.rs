@@ -44,7 +44,20 @@ impl ProcessMemory {
                 Some(libc::EAGAIN) if moved > 0 => {}
                 // The pages lie in more than one mapping: take fewer.
                 Some(libc::ENOENT | libc::EINVAL) if moved == 0 && len > 1 => longest = len / 2,
-                Some(libc::ENOENT | libc::EINVAL | libc::EEXIST) if moved == 0 => {
+                Some(libc::EEXIST) if moved == 0 => {
+                    // In a hole that `refill` had to map first somebody has found a page of zeros.
+                    // SAFETY: registered memory of the program, whose content this is; nobody but
+                    // us knows the staged page.
+                    unsafe {
+                        std::ptr::copy_nonoverlapping(
+                            std::ptr::with_exposed_provenance::<u8>(size(src)),
+                            pointer(page),
+                            size(PAGE_BYTES),
+                        );
+                    }
+                    moved = 1;
+                }
+                Some(libc::ENOENT | libc::EINVAL) if moved == 0 => {
                     // Against the rules the program has protected, locked or unmapped the page
                     // meanwhile. A copy can still be put there, unless it unmapped it, and then
                     // nobody misses it.

@@ -17,8 +17,8 @@
 //! - a record that is *busy* is written only by the merge that claimed it;
 //! - a record that is *merged* is written only under the lock of its frame's rmap list.
 //!
-//! So the two halves never have two writers, and a reader that is none of these may see a mixture
-//! and must look at the state only.
+//! So the two halves never have two writers. A reader that is none of these may see links that are
+//! just being changed; the state and the frame of a merged page it may rely on.
 
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Fingerprint, Kpfn, PageId};
@@ -172,18 +172,20 @@ impl Record {
     }
 
     fn load(&self) -> u128 {
-        // Relaxed: pairs with nothing. Whoever may rely on more than the state holds the lock, or
-        // is the shard, that orders it after the last write (see the table above).
-        let high = self.high.load(Ordering::Relaxed);
+        // Acquire: pairs with the Release in `store`. Who sees a state sees at least the low half
+        // that came with it, so that "merged" never stands beside another frame's number.
+        let high = self.high.load(Ordering::Acquire);
+        // Relaxed: a later low half is of the same frame, or the reader holds the lock.
         let low = self.low.load(Ordering::Relaxed);
         u128::from(high) << 64 | u128::from(low)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "takes the two halves apart")]
     fn store(&self, bits: u128) {
-        // Relaxed: pairs with nothing, for the reason given at `load`.
-        self.high.store((bits >> 64) as u64, Ordering::Relaxed);
+        // Relaxed: published by the store of the high half.
         self.low.store(bits as u64, Ordering::Relaxed);
+        // Release: pairs with the Acquire in `load`.
+        self.high.store((bits >> 64) as u64, Ordering::Release);
     }
 }
 

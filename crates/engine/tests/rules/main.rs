@@ -7,4 +7,5 @@ mod content;
 mod control;
 mod limit;
 mod numa;
+mod races;
 mod scanning;
