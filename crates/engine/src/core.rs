@@ -28,6 +28,10 @@ use crate::world::World;
 /// Passes after which pages that could not be merged are tried again.
 const RETRY_PASSES: u64 = 16;
 
+/// The most pages that are under way at once: enough for long runs, few enough for their tables to
+/// stay in a core's cache, and for others to have their turn.
+const BATCH_PAGES: u64 = 1 << 14;
+
 /// The most tries, at a time, to end a grace period.
 const FLUSHES: u32 = 4;
 
@@ -154,7 +158,8 @@ impl Core {
         self.errors.lock()
     }
 
-    /// One batch of a shard's pass, on the shard's pool. A pass that is over begins anew.
+    /// One batch of a shard's pass, `most` pages or fewer, on the shard's pool. A pass that is over
+    /// begins anew.
     ///
     /// Whether scanning is still wanted is asked again once nothing else can come between: an
     /// unmerging that has been told that all is done must not find pages merged afterwards.
@@ -162,6 +167,7 @@ impl Core {
         &self,
         shard: &Shard,
         reader: &Handle,
+        most: u64,
         is_wanted: impl Fn() -> bool,
     ) -> Batch {
         let began = Instant::now();
@@ -170,7 +176,7 @@ impl Core {
             return Batch::default();
         }
         let mut errors = Vec::new();
-        let quota = self.knobs.get(Knob::PagesToScan);
+        let quota = most.min(BATCH_PAGES);
         let (looks, ended_pass) = {
             // A region that is walked must not go meanwhile: a new one at its place would miss what
             // was written.

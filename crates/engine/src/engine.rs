@@ -271,7 +271,8 @@ impl Engine {
         let core = &self.inner.core;
         let reader = core.forest.register();
         for shard in core.shards.iter().filter(|shard| shard.nid == nid) {
-            while !core.batch(shard, &reader, || true).ended_pass {}
+            let quota = core.knobs.get(Knob::PagesToScan);
+            while !core.batch(shard, &reader, quota, || true).ended_pass {}
         }
     }
 
@@ -352,10 +353,17 @@ impl Inner {
         // As in the pool: a thread that may not be bound does its work from elsewhere.
         let _ = core.nodes.run_on(shard.nid);
         let reader = core.forest.register();
-        let mut looked_in_pass = 0;
+        let (mut looked_in_pass, mut looked_since_rest) = (0, 0);
         while self.wait_for_work(&reader) {
-            let batch = core.batch(shard, &reader, || core.knobs.get(Knob::Run) == 1);
+            let quota = core.knobs.get(Knob::PagesToScan);
+            let left = quota.saturating_sub(looked_since_rest).max(1);
+            let batch = core.batch(shard, &reader, left, || core.knobs.get(Knob::Run) == 1);
             looked_in_pass += batch.looked;
+            looked_since_rest += batch.looked;
+            if batch.looked > 0 && looked_since_rest < quota && !batch.ended_pass {
+                continue;
+            }
+            looked_since_rest = 0;
             let mut rest = Duration::from_millis(core.knobs.get(Knob::SleepMillisecs));
             if batch.ended_pass {
                 if looked_in_pass == 0 {

@@ -119,26 +119,20 @@ impl Finder<'_> {
             self.found.merges.extend(group.iter().map(|candidate| merge(*candidate, None)));
             return;
         }
-        let mut left: Vec<PageId> = Vec::new();
+        let several: Vec<Candidate>;
+        let mut left = group;
         if scope == Scope::Both {
             let siblings = self.core.forest.siblings(first.tree, first.fingerprint, guard);
-            let mut entries = siblings.iter();
-            match (entries.next(), siblings.len()) {
-                (None, _) => left.extend(group.iter().map(|candidate| candidate.page)),
-                (Some(entry), 1) => {
-                    let shared = self.reserve(guard, entry, group);
-                    left.extend(group[shared..].iter().map(|candidate| candidate.page));
-                }
+            match (siblings.iter().next(), siblings.len()) {
+                (None, _) => {}
+                (Some(entry), 1) => left = &group[self.reserve(guard, entry, group)..],
                 _ => {
-                    for candidate in group {
-                        if !self.reserve_equal(guard, siblings.iter(), *candidate) {
-                            left.push(candidate.page);
-                        }
-                    }
+                    let unlike =
+                        |one: &&Candidate| !self.reserve_equal(guard, siblings.iter(), **one);
+                    several = group.iter().filter(unlike).copied().collect();
+                    left = &several;
                 }
             }
-        } else {
-            left.extend(group.iter().map(|candidate| candidate.page));
         }
         self.take_partner(first, left);
     }
@@ -189,17 +183,18 @@ impl Finder<'_> {
 
     /// Asks the unstable tree for a partner of pages for which no frame has room. A page alone
     /// without one enters the tree.
-    fn take_partner(&mut self, first: Candidate, pages: Vec<PageId>) {
+    fn take_partner(&mut self, first: Candidate, left: &[Candidate]) {
         let Candidate { tree, fingerprint, .. } = first;
         let (unstable, records) = (self.world.unstable(tree), &self.world.pages);
-        let partner = match pages[..] {
+        let partner = match left {
             [] => return,
-            [alone] => match unstable.take_or_insert(records, fingerprint, alone) {
+            [alone] => match unstable.take_or_insert(records, fingerprint, alone.page) {
                 None => return,
                 partner => partner,
             },
             _ => unstable.take(records, fingerprint),
         };
+        let pages = left.iter().map(|candidate| candidate.page).collect();
         self.leftovers.push(Leftover { first, pages, partner });
     }
 

@@ -265,7 +265,10 @@ impl Judge<'_> {
                 self.read(&alone, judged);
                 return self.ask_kinds(&alone, judged);
             }
-            PageState::Seen(known) => known,
+            PageState::Seen(known) => {
+                judged.candidates.push(candidate(page, known));
+                return;
+            }
             PageState::Held(known) => {
                 self.core.tally.held.sub(1);
                 known
