@@ -257,6 +257,13 @@ impl Report {
                 c.pages_over_budget, self.mappings_limit,
             );
         }
+        if c.frames_refused > 0 {
+            println!(
+                "Note        {} frames could not be had, for want of memory: what they were for was \
+                 not merged.",
+                c.frames_refused,
+            );
+        }
         for error in &self.errors {
             println!("Note        {error}");
         }
