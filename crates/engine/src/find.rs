@@ -17,7 +17,7 @@ use crate::world::World;
 const PIECE_PAGES: usize = 16;
 
 /// Look-ups under one guard.
-const PIN_GROUPS: usize = 128;
+const PIN_GROUPS: usize = 64;
 
 /// A page and what it is to be mapped to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,10 +86,10 @@ pub(crate) fn find(
     let groups: Vec<&[Candidate]> =
         candidates.chunk_by(|a, b| (a.tree, a.fingerprint) == (b.tree, b.fingerprint)).collect();
     for some in groups.chunks(PIN_GROUPS) {
-        for group in some {
-            let Candidate { tree, fingerprint, page, .. } = group[0];
-            world.unstable(tree).prefetch(&world.pages, fingerprint, page);
-        }
+        // Candidates are sorted by tree: nearly always all of them are for one.
+        let tree = some[0][0].tree;
+        let firsts = some.iter().map(|group| (group[0].fingerprint, group[0].page));
+        world.unstable(tree).prefetch(&world.pages, firsts);
         // A guard for each chunk: a guard held long holds up reclamation for everyone.
         let guard = reader.pin();
         for group in some {

@@ -107,7 +107,9 @@ impl Pagemap {
         let mut at = bytes.start;
         let (mut regions, mut parts) = ([EMPTY; REGIONS], [EMPTY; REGIONS]);
         while at < bytes.end {
-            let (found, end) = self.scan(&Question::unprotected(at..bytes.end), &mut regions)?;
+            // No more than can be taken: what is found beyond would be walked again next time.
+            let question = Question::unprotected(at..bytes.end, left);
+            let (found, end) = self.scan(&question, &mut regions)?;
             for near in in_parts(&regions[..found], GAP_BYTES) {
                 let files = may_be_files(&hull(near));
                 let gap = if files { GAP_IN_FILES_BYTES } else { GAP_BYTES };
@@ -218,11 +220,11 @@ struct Question {
 
 impl Question {
     /// What is not write protected, there or not. In exactly this form the kernel is fast.
-    const fn unprotected(bytes: Range<u64>) -> Self {
+    const fn unprotected(bytes: Range<u64>, max_pages: u64) -> Self {
         Self {
             bytes,
             flags: 0,
-            max_pages: 0,
+            max_pages,
             all_of: category::WRITTEN,
             any_of: 0,
             tell: category::WRITTEN,

@@ -51,18 +51,27 @@ impl UnstableTree {
         size_of_val(&*self.buckets) as u64
     }
 
-    /// Loads what entering a page will need. Called for a few dozen pages before the first of them
-    /// is entered, this makes the cache misses of all overlap.
+    /// Loads what entering pages will need, so that the cache misses of all of them overlap: a few
+    /// dozen at a time, before the first of them is entered.
     pub fn prefetch(
         &self,
         records: &(impl Records + ?Sized),
-        fingerprint: Fingerprint,
-        page: PageId,
+        pages: impl Iterator<Item = (Fingerprint, PageId)> + Clone,
     ) {
-        let bucket = ShortFingerprint::from(fingerprint).bucket(self.buckets.len());
-        records.record(page).touch();
-        if let Some(first) = head::peek(&self.buckets[bucket]) {
-            records.record(first).touch();
+        let bucket = |fingerprint: Fingerprint| {
+            &self.buckets[ShortFingerprint::from(fingerprint).bucket(self.buckets.len())]
+        };
+        // Two rounds, for what the second looks at depends on what the first brings: a branch on
+        // something that is not there yet would stop everything behind it.
+        for (fingerprint, page) in pages.clone() {
+            // Relaxed: pairs with nothing, nothing is concluded from it.
+            std::hint::black_box(bucket(fingerprint).load(Ordering::Relaxed));
+            records.record(page).touch();
+        }
+        for (fingerprint, _) in pages {
+            if let Some(first) = head::peek(bucket(fingerprint)) {
+                records.record(first).touch();
+            }
         }
     }
 
