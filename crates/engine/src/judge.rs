@@ -19,6 +19,9 @@ use crate::world::World;
 /// Pages read by one call: 64 KiB, which stays in a core's own cache until it is hashed.
 const PIECE_PAGES: usize = 16;
 
+/// Pages of a piece of which nearly none is read.
+const PIECE_PAGES_AGAIN: usize = 512;
+
 type Page = [u8; PAGE_SIZE];
 
 /// A page that may be merged.
@@ -66,12 +69,13 @@ struct Piece<'a> {
 fn cut(looks: &[Look]) -> Vec<Piece<'_>> {
     let mut pieces: Vec<Piece<'_>> = Vec::new();
     for Look { region, pages, reason } in looks {
+        let most = if *reason == Reason::Again { PIECE_PAGES_AGAIN } else { PIECE_PAGES };
         for page in pages.clone() {
             match pieces.last_mut() {
                 Some(last)
                     if Arc::ptr_eq(last.region, region)
                         && last.reason == *reason
-                        && last.pages.len() < PIECE_PAGES =>
+                        && last.pages.len() < most =>
                 {
                     last.pages.push(page);
                 }
@@ -119,6 +123,7 @@ impl Judge<'_> {
                 }
             }
             Reason::Again => {
+                judged.candidates.reserve(piece.pages.len());
                 for at in 0..piece.pages.len() {
                     self.again(piece, at, &mut judged);
                 }

@@ -31,6 +31,9 @@ struct Page {
     state: State,
 }
 
+/// The tree of frames that are in none: on the migrate queue.
+const QUEUED: Node = usize::MAX;
+
 /// What is merged with each other: equal content, in one tree.
 pub(crate) type Class = (Node, Content);
 
@@ -142,7 +145,7 @@ impl Model {
     /// Every page of a shard is visited once. The shards take turns, the last ends a full scan.
     pub(crate) fn scan(&mut self, shard: usize) {
         if !self.knobs.merge_across_nodes && self.shards.len() > 1 {
-            self.migrate();
+            self.migrate(shard);
         }
         let pages = self.shards[shard].clone();
         let candidates: Vec<usize> = pages.into_iter().filter(|page| self.judge(*page)).collect();
@@ -284,8 +287,9 @@ impl Model {
         }
     }
 
-    /// S4.3 and S4.4: what the operating system moved is put in the right trees.
-    fn migrate(&mut self) {
+    /// S4.3 and S4.4: what the operating system moved is put in the right trees, at the beginning of
+    /// a shard's pass. A lone sharer waits for the pass of the shard that scans it.
+    fn migrate(&mut self, shard: usize) {
         let moved: Vec<(u64, Class)> = self
             .frames
             .iter()
@@ -294,7 +298,7 @@ impl Model {
             .collect();
         for (frame, class) in &moved {
             // Out of all trees first: nothing is placed beside what is itself misplaced.
-            self.frames.get_mut(frame).expect("in use").class = (usize::MAX, class.1);
+            self.frames.get_mut(frame).expect("in use").class = (QUEUED, class.1);
             self.last_of(*class);
         }
         for (number, (_, content)) in moved {
@@ -302,6 +306,9 @@ impl Model {
             let class = (frame.node, content);
             let resident = self.frames_of(class).next().is_some();
             if resident && frame.sharers.len() == 1 {
+                if !frame.sharers.iter().all(|page| self.shards[shard].contains(page)) {
+                    continue;
+                }
                 self.prune(class);
                 let room = self
                     .frames_of(class)
@@ -431,7 +438,8 @@ impl Model {
                 sharers: BTreeSet::new(),
             });
             assert_eq!(known.class, class, "one frame, one content, one tree");
-            assert!(one_tree || node == class.0, "frame {frame} is on node {node}: {class:?}");
+            let in_place = one_tree || class.0 == QUEUED || node == class.0;
+            assert!(in_place, "frame {frame} is on node {node}: {class:?}");
             known.sharers.insert(number);
             assert!(known.sharers.len() <= self.knobs.max_page_sharing, "over the limit");
         }
