@@ -43,13 +43,14 @@ pub(crate) fn plan(world: &World, mut merges: Vec<Merge>) -> Planned {
     }
     let mut planned = Planned::default();
     for (program, mut runs) in by_program {
-        let wanted = runs.len() as u64;
+        // Pages mapped to the page of zeros stay in the mapping they are in.
+        let wanted = runs.iter().filter(|run| run[0].kpfn.is_some()).count() as u64;
         // A program that can't be asked is not merged.
         let allowed = program.take_runs(wanted).unwrap_or(0);
         if allowed < wanted {
-            runs.sort_by_key(|run| std::cmp::Reverse(run.len()));
-            let allowed = usize::try_from(allowed).expect("fewer than there are runs");
-            planned.over_budget.extend(runs.drain(allowed..).flatten());
+            runs.sort_by_key(|run| (run[0].kpfn.is_some(), std::cmp::Reverse(run.len())));
+            let left_out = usize::try_from(wanted - allowed).expect("fewer than there are runs");
+            planned.over_budget.extend(runs.drain(runs.len() - left_out..).flatten());
         }
         let merges = runs.iter().copied().flatten().copied().collect();
         let runs = runs.iter().map(|run| to_run(world, run)).collect();

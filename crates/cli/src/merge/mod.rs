@@ -21,6 +21,9 @@ use report::{Report, Stopwatch};
 /// Pages between rests, of which there are none here.
 const PAGES_TO_SCAN: u64 = 1 << 20;
 
+/// This program needs few mappings for itself.
+pub(crate) const MAPPING_SHARE_PERCENT: u64 = 90;
+
 /// How often the counters are looked at while merging.
 const GLANCE: Duration = Duration::from_millis(5);
 
@@ -66,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         arguments.paths.iter().map(|path| Image::open(path)).collect::<Result<Vec<_>, _>>()?;
     let merger = Merger::new(Options {
         threads_per_node: arguments.threads_per_node.map(usize::from),
+        mapping_share_percent: MAPPING_SHARE_PERCENT,
         ..Options::default()
     })?;
     merger.set(Knob::PagesToScan, PAGES_TO_SCAN)?;

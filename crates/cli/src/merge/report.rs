@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::images::Image;
-use super::since;
+use super::{MAPPING_SHARE_PERCENT, since};
 
 /// Wall and CPU time of a stage, in seconds.
 #[derive(Clone, Copy, Default)]
@@ -252,9 +252,9 @@ impl Report {
         );
         if c.pages_over_budget > 0 {
             println!(
-                "Note        {} pages were not merged: they would take more than half of \
+                "Note        {} pages were not merged: they would take more than {} % of \
                  vm.max_map_count ({}). Raise it to merge them.",
-                c.pages_over_budget, self.mappings_limit,
+                c.pages_over_budget, MAPPING_SHARE_PERCENT, self.mappings_limit,
             );
         }
         if c.frames_refused > 0 {
