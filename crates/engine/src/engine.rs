@@ -453,7 +453,7 @@ impl Inner {
     }
 
     /// The shard that is to scan a region: that of the node its first page is on, or where there is
-    /// no page yet, of the node the pages before it would make one think of, the first.
+    /// no page yet, the first.
     fn home(&self, pages: &Range<Vpn>, memory: &Arc<dyn Memory>) -> usize {
         let mut nids = Vec::with_capacity(1);
         let _ = memory.nodes_of(pages.start..pages.start.plus(1), &mut nids);
