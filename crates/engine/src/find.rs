@@ -9,7 +9,6 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::judge::Candidate;
 use crate::knobs::Knob;
-use crate::machine::PAGE_SIZE;
 use crate::shard::Shard;
 use crate::world::World;
 
@@ -83,6 +82,7 @@ pub(crate) fn find(
         leftovers: Vec::new(),
         shares: Vec::new(),
     };
+    let mut crowded = Vec::new();
     let groups: Vec<&[Candidate]> =
         candidates.chunk_by(|a, b| (a.tree, a.fingerprint) == (b.tree, b.fingerprint)).collect();
     for some in groups.chunks(PIN_GROUPS) {
@@ -92,10 +92,9 @@ pub(crate) fn find(
         world.unstable(tree).prefetch(&world.pages, firsts);
         // A guard for each chunk: a guard held long holds up reclamation for everyone.
         let guard = reader.pin();
-        for group in some {
-            finder.group(&guard, group, scope);
-        }
+        crowded.extend(some.iter().filter(|group| !finder.group(&guard, group, scope)));
     }
+    crowded.into_iter().for_each(|group| finder.crowded_group(reader, group));
     let mut leftovers = std::mem::take(&mut finder.leftovers);
     finder.drop_changed_partners(shard, &mut leftovers);
     leftovers.into_iter().for_each(|leftover| finder.pair(leftover));
@@ -113,28 +112,31 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    fn group(&mut self, guard: &Guard<'_>, group: &[Candidate], scope: Scope) {
+    /// False, and nothing done, if several contents have the group's fingerprint.
+    fn group(&mut self, guard: &Guard<'_>, group: &[Candidate], scope: Scope) -> bool {
         let first = group[0];
-        if scope == Scope::Both && self.zero == Some(first.fingerprint) {
-            self.found.merges.extend(group.iter().map(|candidate| merge(*candidate, None)));
-            return;
-        }
-        let several: Vec<Candidate>;
         let mut left = group;
         if scope == Scope::Both {
+            if self.zero == Some(first.fingerprint) {
+                self.found.merges.extend(group.iter().map(|candidate| merge(*candidate, None)));
+                return true;
+            }
             let siblings = self.core.forest.siblings(first.tree, first.fingerprint, guard);
             match (siblings.iter().next(), siblings.len()) {
                 (None, _) => {}
                 (Some(entry), 1) => left = &group[self.reserve(guard, entry, group)..],
-                _ => {
-                    let unlike =
-                        |one: &&Candidate| !self.reserve_equal(guard, siblings.iter(), **one);
-                    several = group.iter().filter(unlike).copied().collect();
-                    left = &several;
-                }
+                _ => return false,
             }
         }
         self.take_partner(first, left);
+        true
+    }
+
+    /// Where several contents have one fingerprint, each page is compared first.
+    fn crowded_group(&mut self, reader: &Handle, group: &[Candidate]) {
+        let unlike = |one: &&Candidate| !self.reserve_equal(reader, **one);
+        let left: Vec<Candidate> = group.iter().filter(unlike).copied().collect();
+        self.take_partner(group[0], &left);
     }
 
     /// Reserves shares of an entry's frames for as many of the group as there is room for, and
@@ -165,20 +167,16 @@ impl Finder<'_> {
         taken
     }
 
-    /// The same for one page where several contents have its fingerprint: it is compared first.
-    fn reserve_equal<'g>(
-        &mut self,
-        guard: &'g Guard<'_>,
-        mut entries: impl Iterator<Item = EntryRef<'g>>,
-        candidate: Candidate,
-    ) -> bool {
-        let mut content = [[0; PAGE_SIZE]];
-        if self.world.read(candidate.page, &mut content) != 1 {
+    /// The same for one page, of an entry with its content.
+    fn reserve_equal(&mut self, reader: &Handle, candidate: Candidate) -> bool {
+        // Read before the guard is taken: the page may be frozen by another shard for a moment.
+        let Some(content) = self.world.look(candidate.page, |content| *content) else {
             return false;
-        }
-        entries
-            .find(|entry| self.core.entry_is(*entry, &content[0]))
-            .is_some_and(|entry| self.reserve(guard, entry, &[candidate]) == 1)
+        };
+        let guard = reader.pin();
+        let siblings = self.core.forest.siblings(candidate.tree, candidate.fingerprint, &guard);
+        let equal = siblings.iter().find(|entry| self.core.entry_is(*entry, &content));
+        equal.is_some_and(|entry| self.reserve(&guard, entry, &[candidate]) == 1)
     }
 
     /// Asks the unstable tree for a partner of pages for which no frame has room. A page alone
@@ -206,21 +204,23 @@ impl Finder<'_> {
             .collect();
         partners.sort_unstable_by_key(|(page, _)| *page);
         shard.pool.install(|| {
-            partners.par_chunks_mut(PIECE_PAGES).for_each_init(
-                || vec![[0; PAGE_SIZE]; PIECE_PAGES],
-                |buffer, some| {
-                    for run in some.chunk_by_mut(|a, b| self.world.are_adjacent(a.0, b.0)) {
-                        let buffer = &mut buffer[..run.len()];
-                        let read = self.world.read(run[0].0, buffer);
-                        for (place, (page, leftover)) in run.iter_mut().enumerate() {
-                            let content = (place < read).then_some(&buffer[place]);
-                            if !self.is_still(leftover.first, *page, content) {
-                                leftover.partner = None;
-                            }
+            partners.par_chunks_mut(PIECE_PAGES).for_each(|some| {
+                for run in some.chunk_by_mut(|a, b| self.world.are_adjacent(a.0, b.0)) {
+                    let (first, count) = (run[0].0, run.len());
+                    let mut found = [None; PIECE_PAGES];
+                    let mut places = found.iter_mut();
+                    self.world.read(first, count, |content| {
+                        if let Some(place) = places.next() {
+                            *place = Some(self.core.prints.of(content));
+                        }
+                    });
+                    for ((page, leftover), found) in run.iter_mut().zip(found) {
+                        if !self.is_still(leftover.first, *page, found) {
+                            leftover.partner = None;
                         }
                     }
-                },
-            );
+                }
+            });
         });
     }
 
@@ -239,9 +239,8 @@ impl Finder<'_> {
                 break;
             };
             pages.push(last);
-            let mut content = [[0; PAGE_SIZE]];
-            let read = self.world.read(partner, &mut content);
-            if self.is_still(first, partner, (read == 1).then_some(&content[0])) {
+            let found = self.world.look(partner, |content| self.core.prints.of(content));
+            if self.is_still(first, partner, found) {
                 pages.push(partner);
             }
         }
@@ -254,9 +253,8 @@ impl Finder<'_> {
 
     /// Whether a page taken from an unstable tree still has the content and the node it had when
     /// it entered (S4.1). If not, or if that can't be told, it is looked at again.
-    fn is_still(&self, first: Candidate, page: PageId, content: Option<&[u8; PAGE_SIZE]>) -> bool {
-        let is_equal = content.is_some_and(|now| self.core.prints.of(now) == first.fingerprint);
-        let same = is_equal && self.is_on_its_tree(first.tree, page);
+    fn is_still(&self, first: Candidate, page: PageId, found: Option<Fingerprint>) -> bool {
+        let same = found == Some(first.fingerprint) && self.is_on_its_tree(first.tree, page);
         if !same {
             self.world.look_again(page);
         }

@@ -311,19 +311,17 @@ impl Memory for Machine {
         Ok(())
     }
 
-    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
-        let state = self.state();
-        let vpns = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn);
-        let places = buf.as_chunks_mut::<PAGE_SIZE>().0;
-        let mut read = 0;
-        for (vpn, place) in vpns.zip(places) {
-            match state.pages.get(index(vpn)).map(|page| page.mapped) {
-                None | Some(Mapped::Nothing) => break,
-                Some(mapped) => *place = expand(state.content(mapped)),
-            }
-            read += 1;
+    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+        for vpn in runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn) {
+            let content = {
+                let state = self.state();
+                match state.pages.get(index(vpn)).map(|page| page.mapped) {
+                    None | Some(Mapped::Nothing) => return,
+                    Some(mapped) => state.content(mapped),
+                }
+            };
+            each(&expand(content));
         }
-        read
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

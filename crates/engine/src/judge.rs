@@ -6,23 +6,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use numerge_stable_tree::{Fingerprint, Kpfn, PageId, PageState, TreeId};
+use numerge_stable_tree::{Fingerprint, Kpfn, PageId, PageState, Record, TreeId};
 use rayon::prelude::*;
 
 use crate::core::Core;
-use crate::machine::{Kind, PAGE_SIZE, Vpn};
+use crate::machine::{Kind, Vpn};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
 use crate::shard::Shard;
 use crate::world::World;
 
-/// Pages read by one call: 64 KiB, which stays in a core's own cache until it is hashed.
+/// Pages read by one call.
 const PIECE_PAGES: usize = 16;
 
 /// Pages of a piece of which nearly none is read.
 const PIECE_PAGES_AGAIN: usize = 512;
-
-type Page = [u8; PAGE_SIZE];
 
 /// A page that may be merged.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -61,28 +59,32 @@ impl Judged {
 /// Pages of one region that are looked at for one reason, in ascending order; places in the region.
 struct Piece<'a> {
     region: &'a Arc<Region>,
+    /// Of all the region's pages.
+    records: &'a [Record],
     reason: Reason,
     pages: Vec<u64>,
 }
 
 /// Cuts looks into pieces. Looks at single pages are put together, for a call costs more than a page.
-fn cut(looks: &[Look]) -> Vec<Piece<'_>> {
+fn cut<'a>(world: &'a World, looks: &'a [Look]) -> Vec<Piece<'a>> {
     let mut pieces: Vec<Piece<'_>> = Vec::new();
     for Look { region, pages, reason } in looks {
-        let most = if *reason == Reason::Again { PIECE_PAGES_AGAIN } else { PIECE_PAGES };
+        let reason = *reason;
+        let most = if reason == Reason::Again { PIECE_PAGES_AGAIN } else { PIECE_PAGES };
         for page in pages.clone() {
             match pieces.last_mut() {
                 Some(last)
                     if Arc::ptr_eq(last.region, region)
-                        && last.reason == *reason
+                        && last.reason == reason
                         && last.pages.len() < most =>
                 {
                     last.pages.push(page);
                 }
                 _ => {
+                    let records = world.pages.records(region.slot);
                     let mut pages = Vec::with_capacity(PIECE_PAGES);
                     pages.push(page);
-                    pieces.push(Piece { region, reason: *reason, pages });
+                    pieces.push(Piece { region, records, reason, pages });
                 }
             }
         }
@@ -92,9 +94,8 @@ fn cut(looks: &[Look]) -> Vec<Piece<'_>> {
 
 /// Judges a batch of looks on the shard's pool.
 pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -> Judged {
-    let pieces = cut(looks);
-    let new_judge =
-        || Judge { core, world, buffer: vec![[0; PAGE_SIZE]; PIECE_PAGES], merged: Vec::new() };
+    let pieces = cut(world, looks);
+    let new_judge = || Judge { core, world, merged: Vec::new() };
     let judged: Vec<Judged> = shard.pool.install(|| {
         pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
     });
@@ -105,7 +106,6 @@ pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -
 struct Judge<'a> {
     core: &'a Core,
     world: &'a World,
-    buffer: Vec<Page>,
     /// Places in the piece of pages that were found merged, and what those pages are to be if they
     /// turn out not to be any more.
     merged: Vec<(usize, PageState)>,
@@ -194,14 +194,10 @@ impl Judge<'_> {
     fn read(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
         let mut at = 0;
         while at < piece.pages.len() {
-            let wanted = piece.pages.len() - at;
-            let buffer = self.buffer[..wanted].as_flattened_mut();
-            let read = piece.region.program.memory.read(&piece.runs(at), buffer).min(wanted);
-            for place in 0..read {
-                let fingerprint = self.core.prints.of(&self.buffer[place]);
-                self.written(piece, at + place, fingerprint, judged);
-            }
-            at += read;
+            piece.region.program.memory.read(&piece.runs(at), &mut |content| {
+                self.written(piece, at, self.core.prints.of(content), judged);
+                at += 1;
+            });
             if at < piece.pages.len() {
                 self.vanished(piece, at);
                 at += 1;
@@ -212,7 +208,7 @@ impl Judge<'_> {
     fn written(&mut self, piece: &Piece<'_>, at: usize, found: Fingerprint, judged: &mut Judged) {
         let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
-        let record = self.world.record(page);
+        let record = piece.record(at);
         let tally = &self.core.tally;
         let state = record.state();
         let known = match state {
@@ -261,12 +257,12 @@ impl Judge<'_> {
     fn again(&mut self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
         let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
-        let record = self.world.record(page);
+        let record = piece.record(at);
         let known = match record.state() {
             // Unshared, merged: it was written to while a merge had it, before or after that
             // verified it.
             PageState::Unread | PageState::Unshared(_) | PageState::Merged(_) | PageState::Zero => {
-                let alone = Piece { region, reason: piece.reason, pages: vec![index] };
+                let alone = Piece { pages: vec![index], ..*piece };
                 self.read(&alone, judged);
                 return self.ask_kinds(&alone, judged);
             }
@@ -295,8 +291,7 @@ impl Judge<'_> {
     /// The page is the machine's page of zeros: the program read where it never wrote, or the page
     /// is merged with it.
     fn became_zero(&mut self, piece: &Piece<'_>, at: usize) {
-        let page = piece.region.page(piece.pages[at]);
-        if self.world.record(page).state() != PageState::Zero {
+        if piece.record(at).state() != PageState::Zero {
             self.vanished(piece, at);
         }
     }
@@ -305,7 +300,7 @@ impl Judge<'_> {
     fn vanished(&mut self, piece: &Piece<'_>, at: usize) {
         let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
-        let record = self.world.record(page);
+        let record = piece.record(at);
         let tally = &self.core.tally;
         match record.state() {
             PageState::Untouched => return,
@@ -358,7 +353,13 @@ impl Judge<'_> {
     }
 }
 
-impl Piece<'_> {
+impl<'a> Piece<'a> {
+    /// Of the page at this place of the piece.
+    fn record(&self, at: usize) -> &'a Record {
+        let index = usize::try_from(self.pages[at]).expect("a page's record is in memory");
+        &self.records[index]
+    }
+
     /// The piece's pages from the one at `from` on, adjacent ones together.
     fn runs(&self, from: usize) -> Vec<Range<Vpn>> {
         let runs = self.pages[from..].chunk_by(|a, b| a + 1 == *b);

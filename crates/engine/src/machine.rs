@@ -150,10 +150,13 @@ pub trait Memory: Send + Sync {
     /// [`MemoryError`]; nothing is appended then.
     fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError>;
 
-    /// Copies pages, one after the other, while the program may be writing to them: what is copied
-    /// may be torn, but then [`Memory::written`] reports it next time. Gives how many whole pages
-    /// could be read before one that could not. `buf` has room for all.
-    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize;
+    /// Passes copies of the pages to `each`, one after the other, up to the first that can't be
+    /// read. The program may be writing to them: a copy may be torn, but then [`Memory::written`]
+    /// reports the page next time.
+    ///
+    /// A copy is passed on while it is in the innermost cache still, which is most of what makes
+    /// looking at a page cheap.
+    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE]));
 
     /// Freezes, verifies and maps each run, and appends to `out` one outcome a page, runs in order.
     /// No page of the program changes its content, whatever the outcome.

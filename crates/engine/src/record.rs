@@ -5,7 +5,7 @@ use numerge_stable_tree::{Guard, Handle, Kpfn, PageId, PageState, rmap};
 use crate::core::Core;
 use crate::find::Merge;
 use crate::judge::{Broken, Candidate};
-use crate::machine::{Outcome, PAGE_SIZE};
+use crate::machine::Outcome;
 use crate::world::World;
 
 /// Records written under one guard.
@@ -119,8 +119,7 @@ fn merged(core: &Core, world: &World, merge: &Merge) {
 /// has the fingerprint, two contents have the same one.
 fn changed(core: &Core, world: &World, merge: Merge) -> Option<Candidate> {
     let Merge { page, fingerprint, tree, node, .. } = merge;
-    let mut content = [[0; PAGE_SIZE]];
-    if world.read(page, &mut content) == 1 && core.prints.of(&content[0]) == fingerprint {
+    if world.look(page, |content| core.prints.of(content)) == Some(fingerprint) {
         core.tally.collisions.add(1);
         // It may be another shard's: until this merge is done with it, nobody else's.
         world.record(page).set(PageState::Busy);

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use crate::core::Core;
 use crate::find::{Group, Merge};
-use crate::machine::{Frames, PAGE_SIZE};
+use crate::machine::PAGE_SIZE;
 use crate::shard::Shard;
 use crate::world::World;
 
@@ -38,10 +38,7 @@ pub(crate) fn supply(
     groups.sort_unstable_by_key(|group| group.pages[0]);
     let mut supplied = allocate(core, world, groups);
     shard.pool.install(|| {
-        supplied.par_chunks_mut(PIECE_PAGES).for_each_init(
-            || vec![[0; PAGE_SIZE]; PIECE_PAGES],
-            |buffer, some| fill(core, world, some, buffer),
-        );
+        supplied.par_chunks_mut(PIECE_PAGES).for_each(|some| fill(core, world, some));
     });
     let mut unused = Vec::new();
     for Supplied { group, frames, filled } in supplied {
@@ -111,42 +108,36 @@ fn allocate(core: &Core, world: &World, groups: Vec<Group>) -> Vec<Supplied> {
 
 /// Copies a page of each group to its frames. The copy counts, not the page: it is what the
 /// fingerprint must be right for, since the page may change while it is copied.
-fn fill(core: &Core, world: &World, some: &mut [Supplied], buffer: &mut [[u8; PAGE_SIZE]]) {
+fn fill(core: &Core, world: &World, some: &mut [Supplied]) {
     let adjacent =
         |a: &Supplied, b: &Supplied| world.are_adjacent(a.group.pages[0], b.group.pages[0]);
     for run in some.chunk_by_mut(adjacent) {
-        let buffer = &mut buffer[..run.len()];
-        let read = world.read(run[0].group.pages[0], buffer);
-        for (place, supplied) in run.iter_mut().enumerate() {
-            let read = (place < read).then_some(&buffer[place]);
-            if let Some(content) = read
-                && core.prints.of(content) == supplied.group.fingerprint
-            {
-                write(&*core.frames, supplied, content);
-            } else {
-                fill_from_another(core, world, supplied);
+        let (first, count) = (run[0].group.pages[0], run.len());
+        let mut to_fill = run.iter_mut();
+        world.read(first, count, |content| {
+            if let Some(supplied) = to_fill.next() {
+                supplied.fill(core, content);
+            }
+        });
+        for supplied in run {
+            for other in 1..supplied.group.pages.len() {
+                if !supplied.filled {
+                    let page = supplied.group.pages[other];
+                    world.read(page, 1, |content| supplied.fill(core, content));
+                }
             }
         }
     }
 }
 
-fn fill_from_another(core: &Core, world: &World, supplied: &mut Supplied) {
-    let mut content = [[0; PAGE_SIZE]];
-    for &page in &supplied.group.pages[1..] {
-        if world.read(page, &mut content) == 1
-            && core.prints.of(&content[0]) == supplied.group.fingerprint
-        {
-            write(&*core.frames, supplied, &content[0]);
-            return;
+impl Supplied {
+    /// Writes the content to the frames if it is what they are for.
+    fn fill(&mut self, core: &Core, content: &[u8; PAGE_SIZE]) {
+        if core.prints.of(content) == self.group.fingerprint {
+            self.frames.iter().for_each(|kpfn| core.frames.write(*kpfn, content));
+            self.filled = true;
         }
     }
-}
-
-fn write(frames: &dyn Frames, supplied: &mut Supplied, content: &[u8; PAGE_SIZE]) {
-    for &kpfn in &supplied.frames {
-        frames.write(kpfn, content);
-    }
-    supplied.filled = true;
 }
 
 /// Puts a group's frames in the stable tree, each with the shares of the pages to be mapped to it.

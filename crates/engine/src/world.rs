@@ -63,11 +63,19 @@ impl World {
         b.0 == a.0 + 1 && self.pages.locate(a).0 == self.pages.locate(b).0
     }
 
-    /// Copies adjacent pages of a region. Gives how many could be read.
-    pub(crate) fn read(&self, first: PageId, buffer: &mut [[u8; PAGE_SIZE]]) -> usize {
+    /// Passes copies of `count` adjacent pages of a region to `each`, up to the first that can't be
+    /// read.
+    pub(crate) fn read(&self, first: PageId, count: usize, mut each: impl FnMut(&[u8; PAGE_SIZE])) {
         let (region, index) = self.locate(first);
-        let pages = region.vpn(index)..region.vpn(index + buffer.len() as u64);
-        region.program.memory.read(&[pages], buffer.as_flattened_mut())
+        let pages = region.vpn(index)..region.vpn(index + count as u64);
+        region.program.memory.read(&[pages], &mut each);
+    }
+
+    /// What `of` says of a copy of a page; None if it can't be read.
+    pub(crate) fn look<T>(&self, page: PageId, of: impl Fn(&[u8; PAGE_SIZE]) -> T) -> Option<T> {
+        let mut said = None;
+        self.read(page, 1, |content| said = Some(of(content)));
+        said
     }
 
     /// Has a page read again by the next scan.

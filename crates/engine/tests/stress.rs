@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::{Content, Machine};
 use numerge_engine::machine::{
-    Kind, Mappings, Memory, MemoryError, Outcome, Run, Target, Vpn, Written,
+    Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Target, Vpn, Written,
 };
 use numerge_engine::{Engine, EngineOptions, Knob, Nid};
 use parking_lot::Mutex;
@@ -130,11 +130,10 @@ impl Memory for Program {
         asked
     }
 
-    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
+    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
         self.dawdle();
-        let read = Memory::read(&*self.machine, runs, buf);
+        Memory::read(&*self.machine, runs, each);
         self.dawdle();
-        read
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

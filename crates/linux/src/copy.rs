@@ -7,7 +7,8 @@
 //!
 //! To Rust, a load of what another thread may be writing to is a data race unless both are atomic.
 //! So the copy is made where the language does not look, by one instruction, or elsewhere word by
-//! word with atomic loads (0.22 against 0.36 us a page).
+//! word with atomic loads (0.22 against 0.36 us a page). Into one page that is used again and again,
+//! for it stays in the innermost cache: 0.14 us a page; into 64 KiB in turn, 0.23.
 
 use numerge_engine::machine::{PAGE_SIZE, Vpn};
 

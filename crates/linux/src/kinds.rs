@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use numerge_engine::machine::{Kind, Memory, MemoryError, PAGE_SIZE, Vpn};
+use numerge_engine::machine::{Kind, Memory, MemoryError, Vpn};
 
 use crate::error::system;
 use crate::memory::{ProcessMemory, pages_of};
@@ -58,7 +58,7 @@ impl ProcessMemory {
                     continue;
                 }
                 // Looking at it brings in what is really there.
-                self.read(&[page..page.plus(1)], &mut [0; PAGE_SIZE]);
+                self.read(&[page..page.plus(1)], &mut |_| {});
                 self.each_there(&(page..page.plus(1)), &mut |region| {
                     if region.categories & category::PRESENT != 0 {
                         found[place] = Some(kind(region.categories));

@@ -296,14 +296,15 @@ impl Memory for ProcessMemory {
         self.append_kinds(&pages, out)
     }
 
-    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
+    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
         if self.is_inherited() {
-            return 0;
+            return;
         }
-        let pages = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn);
-        let (places, _) = buf.as_chunks_mut::<PAGE_SIZE>();
-        let copied = pages.zip(places).map(|(page, place)| copy::page(page, place));
-        copied.count()
+        let mut copy = [0; PAGE_SIZE];
+        for page in runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn) {
+            copy::page(page, &mut copy);
+            each(&copy);
+        }
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

@@ -129,6 +129,17 @@ fn s6_merging_while_other_threads_fork() {
     assert_contents(&region, content);
 }
 
+/// Waits until just so many frames wait for processes forked before. Other tests' children come and
+/// go, and a look at /proc counts only in a calm moment.
+fn settle_at(world: &World, frames: u64) {
+    let began = Instant::now();
+    while world.pools.settle() > frames {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", world.pools.settle());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(world.pools.settle(), frames, "too few");
+}
+
 #[test]
 fn frames_are_given_back_after_forks_that_are_over() {
     let Some(world) = World::new() else { return };
@@ -136,11 +147,7 @@ fn frames_are_given_back_after_forks_that_are_over() {
         assert!(succeeded(fork(|| true)));
         let frames = world.frames(&[1, 2, 3]);
         world.pools.free(&[frames.start, frames.start.plus(1), frames.start.plus(2)]);
-        let began = Instant::now();
-        // Another test's child may be holding its own frames meanwhile, but never these.
-        while world.pools.settle() > 0 {
-            assert!(began.elapsed() < Duration::from_secs(10));
-        }
+        settle_at(&world, 0);
     }
 }
 
@@ -162,16 +169,10 @@ fn a_child_that_lives_long_keeps_only_what_it_maps() {
     world.memory.unmerge(&[region.pages()]).unwrap();
     world.pools.free(&list(&later));
     world.pools.free(&list(&frames));
-    let began = Instant::now();
-    // Other tests' children come and go, and a look at /proc counts only in a calm moment.
-    while world.pools.settle() > PAGES as u64 {
-        assert!(began.elapsed() < Duration::from_secs(20), "{}", world.pools.settle());
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(world.pools.settle(), PAGES as u64);
+    settle_at(&world, PAGES as u64);
     (&tell).write_all(b"g").unwrap();
     assert!(succeeded(child));
-    assert_eq!(world.pools.settle(), 0);
+    settle_at(&world, 0);
 }
 
 #[test]

@@ -20,6 +20,7 @@
 //! So the two halves never have two writers. A reader that is none of these may see links that are
 //! just being changed; the state and the frame of a merged page it may rely on.
 
+use crate::head::{MARKS, Marks};
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Fingerprint, Kpfn, PageId};
 
@@ -52,6 +53,12 @@ impl ShortFingerprint {
     )]
     pub(crate) fn bucket(self, buckets: usize) -> usize {
         (((self.0 >> (SHORT_BITS - 64)) * buckets as u128) >> 64) as usize
+    }
+
+    /// From low bits: the choice of a bucket depends on high ones.
+    #[expect(clippy::cast_possible_truncation, reason = "a remainder is small")]
+    pub(crate) fn mark(self) -> Marks {
+        Marks::of((self.0 as u32) % MARKS)
     }
 }
 

@@ -8,7 +8,7 @@
 //! at most two pages a bucket it takes at most 8 bytes a page beside the record. Each bucket has
 //! its own lock (`head`).
 
-use crate::head::{self, EMPTY};
+use crate::head::{self, EMPTY, Locked};
 use crate::record::{Link, PageState, Records, ShortFingerprint};
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Fingerprint, PageId};
@@ -69,7 +69,10 @@ impl UnstableTree {
             records.record(page).touch();
         }
         for (fingerprint, _) in pages {
-            if let Some(first) = head::peek(bucket(fingerprint)) {
+            let (first, marks) = head::peek(bucket(fingerprint));
+            if let Some(first) =
+                first.filter(|_| marks.has(ShortFingerprint::from(fingerprint).mark()))
+            {
                 records.record(first).touch();
             }
         }
@@ -99,7 +102,11 @@ impl UnstableTree {
     ) -> Link {
         let short = ShortFingerprint::from(fingerprint);
         let mut bucket = head::lock(&self.buckets[short.bucket(self.buckets.len())]);
-        let found = unlink_first(records, &mut bucket.first, |_, candidate| candidate == short);
+        let found = if bucket.marks.has(short.mark()) {
+            unlink_first(records, &mut bucket.first, |_, candidate| candidate == short)
+        } else {
+            None
+        };
         match (found, newcomer) {
             (Some(page), _) => {
                 records.record(page).set(PageState::Busy);
@@ -107,8 +114,7 @@ impl UnstableTree {
                 self.pages.fetch_sub(1, Ordering::Relaxed);
             }
             (None, Some(page)) => {
-                records.record(page).set_unshared(short, bucket.first);
-                bucket.first = Some(page);
+                enter(&mut bucket, records, page, short);
                 // Relaxed: a counter.
                 self.pages.fetch_add(1, Ordering::Relaxed);
             }
@@ -150,8 +156,7 @@ impl UnstableTree {
                     unreachable!("only unshared pages are in a bucket")
                 };
                 let mut bucket = head::lock(&self.buckets[short.bucket(wanted)]);
-                record.set_unshared(short, bucket.first);
-                bucket.first = Some(page);
+                enter(&mut bucket, records, page, short);
             }
         }
     }
@@ -164,6 +169,18 @@ impl UnstableTree {
     fn pages_and(&self, more: usize) -> usize {
         usize::try_from(self.pages()).expect("pages are in memory") + more
     }
+}
+
+/// Puts a page in front of a bucket's others.
+fn enter(
+    bucket: &mut Locked<'_>,
+    records: &(impl Records + ?Sized),
+    page: PageId,
+    short: ShortFingerprint,
+) {
+    records.record(page).set_unshared(short, bucket.first);
+    bucket.first = Some(page);
+    bucket.marks = bucket.marks.and(short.mark());
 }
 
 /// Unlinks the first page of a bucket for which `is_it` holds.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use numerge_engine::in_memory::Machine;
-use numerge_engine::machine::{Kind, Mappings, Memory, MemoryError, Outcome, Run, Vpn, Written};
+use numerge_engine::machine::{
+    Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
+};
 use numerge_engine::{Engine, EngineOptions, Knob, Nid, RegionHandle};
 use parking_lot::Mutex;
 
@@ -74,10 +76,11 @@ impl Memory for Hooked {
         self.machine.kinds(pages, out)
     }
 
-    fn read(&self, runs: &[Range<Vpn>], buf: &mut [u8]) -> usize {
-        let read = Memory::read(&*self.machine, runs, buf);
+    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+        let mut copies = Vec::new();
+        Memory::read(&*self.machine, runs, &mut |content| copies.push(*content));
         runs.iter().for_each(|pages| self.run(Call::Read, pages).unwrap());
-        read
+        copies.iter().for_each(each);
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
