@@ -6,6 +6,7 @@ use std::time::Instant;
 use numerge_stable_tree::sync::AtomicU64;
 use numerge_stable_tree::{EntryRef, Forest, Handle, Kpfn, PageState, Terms, TreeId};
 use numerge_topology::Nid;
+use rayon::ThreadPool;
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,13 +14,13 @@ use crate::clock::Clock;
 use crate::counters::{Counters, StageTimes, Tally};
 use crate::find::{Found, Merge, Scope, find};
 use crate::fingerprint::Fingerprinter;
+use crate::homes;
 use crate::judge::{Candidate, judge};
 use crate::knobs::{Knob, Knobs};
 use crate::machine::{Frames, MemoryError, Nodes, PAGE_SIZE};
 use crate::migrate;
 use crate::plan::plan;
 use crate::record::{record, record_broken, record_over_budget};
-use crate::region::Region;
 use crate::scan::{Cursor, Look};
 use crate::shard::Shard;
 use crate::supply::supply;
@@ -51,10 +52,29 @@ pub(crate) struct Core {
     pub(crate) tally: Tally,
     pub(crate) clock: Clock,
     pub(crate) mapping_share_percent: u64,
+    pub(crate) policy: Policy,
     world: RwLock<World>,
-    /// Shards that ended a pass since all had ended one.
-    passed: Mutex<Vec<bool>>,
+    passes: Mutex<Passes>,
+    /// [`Nodes::migrations`] when frames were last asked for their node.
+    swept: Mutex<Option<u64>>,
     errors: Mutex<Vec<MemoryError>>,
+}
+
+/// What may be done across nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// Threads of a node with nothing to do look at pages of others.
+    pub(crate) help_other_nodes: bool,
+    /// Frames that were moved off their tree's node are moved back.
+    pub(crate) move_frames_back: bool,
+}
+
+/// How far the shards are in the full scan that is under way.
+struct Passes {
+    /// Who ended a pass since all had ended one.
+    ended: Vec<bool>,
+    /// Whose pass does not count, since it got something to scan after its beginning.
+    void: Vec<bool>,
 }
 
 /// What a batch did.
@@ -74,24 +94,29 @@ pub(crate) struct Parts {
     pub(crate) shards: Vec<Shard>,
     pub(crate) clock: Clock,
     pub(crate) mapping_share_percent: u64,
+    pub(crate) policy: Policy,
 }
 
 impl Core {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { prints, frames, nodes, nids, shards, clock, mapping_share_percent } = parts;
+        let Parts { prints, frames, nodes, nids, shards, clock, mapping_share_percent, policy } =
+            parts;
         let trees = nids.len();
+        let none = vec![false; shards.len()];
         Self {
             forest: Forest::new(u16::try_from(trees).expect("checked when it was built")),
             prints,
             frames,
             nodes,
-            passed: Mutex::new(vec![false; shards.len()]),
+            passes: Mutex::new(Passes { ended: none.clone(), void: none }),
+            swept: Mutex::default(),
             nids,
             shards,
             knobs: Knobs::default(),
             tally: Tally::default(),
             clock,
             mapping_share_percent,
+            policy,
             world: RwLock::new(World::new(trees)),
             errors: Mutex::default(),
         }
@@ -109,6 +134,64 @@ impl Core {
     pub(crate) fn node_index(&self, nid: Nid) -> Option<u16> {
         let index = self.nids.iter().position(|known| *known == nid)?;
         u16::try_from(index).ok()
+    }
+
+    /// The node that stands at `at` of a machine's answer, if it is one of the engine's.
+    pub(crate) fn node_of(&self, nids: &[Option<Nid>], at: usize) -> Option<u16> {
+        self.node_index(nids.get(at).copied().flatten()?)
+    }
+
+    /// The shard that does a node's work: its own, or that of the nearest node that is online.
+    pub(crate) fn shard_for(&self, node: u16) -> u16 {
+        if self.shards[usize::from(node)].is_online() {
+            return node;
+        }
+        let distance = |other: &u16| {
+            let (from, to) = (self.nids[usize::from(node)], self.nids[usize::from(*other)]);
+            self.nodes.topology().distance(from, to)
+        };
+        let online = (0..self.node_count()).filter(|n| self.shards[usize::from(*n)].is_online());
+        online.min_by_key(distance).unwrap_or(node)
+    }
+
+    /// The threads that do a node's work.
+    pub(crate) fn pool(&self, node: u16) -> Arc<ThreadPool> {
+        loop {
+            // Another one if that shard is stopped just now; the last that is online never is.
+            if let Some(pool) = self.shards[usize::from(self.shard_for(node))].pool() {
+                return pool;
+            }
+        }
+    }
+
+    /// Nodes whose threads may help with a node's pages, and those threads.
+    pub(crate) fn helpers(&self, node: u16) -> Vec<(u16, Arc<ThreadPool>)> {
+        if !self.policy.help_other_nodes {
+            return Vec::new();
+        }
+        let others = (0..self.node_count()).zip(&self.shards);
+        others
+            .filter(|(other, shard)| *other != node && !shard.is_busy())
+            .filter_map(|(other, shard)| Some((other, shard.pool()?)))
+            .collect()
+    }
+
+    /// Counts pages looked at by the threads of a node, by the nodes they are on.
+    pub(crate) fn count_scanned(
+        &self,
+        threads: u16,
+        pages: impl Iterator<Item = (Option<u16>, usize)>,
+    ) {
+        // A node without CPUs has its work done by the nearest that has some.
+        let nearest = self.nodes.topology().nearest_with_cpus(self.nids[usize::from(threads)]);
+        let at_work = nearest.and_then(|node| self.node_index(node.nid));
+        for (node, count) in pages {
+            let node = node.unwrap_or(threads);
+            let shard = &self.shards[usize::from(node)];
+            let counter =
+                if at_work == Some(node) { &shard.scanned_here } else { &shard.scanned_elsewhere };
+            counter.add(count as u64);
+        }
     }
 
     pub(crate) fn node_count(&self) -> u16 {
@@ -172,6 +255,9 @@ impl Core {
     ) -> Batch {
         let began = Instant::now();
         let mut cursor = shard.cursor();
+        if !shard.is_online() {
+            return Batch::default();
+        }
         if !cursor.is_under_way() && !self.begin_pass(shard, &mut cursor, reader, &is_wanted) {
             return Batch::default();
         }
@@ -180,8 +266,8 @@ impl Core {
         let (looks, ended_pass) = {
             // A region that is walked must not go meanwhile: a new one at its place would miss what
             // was written.
-            let _world = self.world();
-            cursor.next(quota, &mut errors)
+            let world = self.world();
+            cursor.next(self, &world, quota, &mut errors)
         };
         errors.into_iter().for_each(|error| self.report(error));
 
@@ -241,7 +327,9 @@ impl Core {
         looks: &[Look],
         began: Instant,
     ) {
+        shard.set_busy(true);
         let mut judged = judge(self, world, shard, looks);
+        shard.set_busy(false);
         record_broken(self, world, reader, &judged.broken);
         judged.candidates.sort_unstable();
         let found = find(self, world, reader, shard, &judged.candidates, Scope::Both);
@@ -251,10 +339,10 @@ impl Core {
             return;
         }
         let cpu = self.nodes.thread_cpu_time();
-        let collided = self.merge(world, reader, shard, found);
+        let collided = self.merge(world, reader, found);
         if !collided.is_empty() {
             let found = find(self, world, reader, shard, &collided, Scope::UnstableOnly);
-            for again in self.merge(world, reader, shard, found) {
+            for again in self.merge(world, reader, found) {
                 world.record(again.page).set(PageState::Held(again.fingerprint));
                 self.tally.held.add(1);
             }
@@ -265,9 +353,9 @@ impl Core {
 
     /// From what was found to what is recorded. Gives pages that differ from their frame in spite
     /// of their fingerprint.
-    fn merge(&self, world: &World, reader: &Handle, shard: &Shard, found: Found) -> Vec<Candidate> {
+    fn merge(&self, world: &World, reader: &Handle, found: Found) -> Vec<Candidate> {
         let Found { mut merges, groups } = found;
-        supply(self, world, reader, shard, groups, &mut merges);
+        supply(self, world, reader, groups, &mut merges);
         self.execute(world, reader, merges)
     }
 
@@ -301,23 +389,46 @@ impl Core {
         if !is_wanted() {
             return false;
         }
+        self.passes().void[shard.index] = false;
+        homes::give_away(self, &world, shard);
+        let mut moved = false;
         if self.has_tree_per_node() {
-            migrate::sweep(self, reader);
+            let migrations = self.migrations();
+            if migrations.is_none() || migrations != *self.swept.lock() {
+                migrate::sweep(self, reader);
+                *self.swept.lock() = migrations;
+            }
+            moved = shard.is_news(migrations);
         }
         // Also where the trees have become one since: a frame whose last sharer went while it was
         // queued is given back from there.
         if self.forest.queued_len() > 0 {
             migrate::place_queued(self, &world, reader, shard);
         }
-        let mine = |region: &Region| region.shard == shard.index && !region.is_closing();
         let passes = self.tally.full_scans.get();
         let retry = passes % RETRY_PASSES == RETRY_PASSES - 1
             && self.tally.held.get() + self.tally.over_budget.get() > 0;
         if retry {
-            world.regions().filter(|region| mine(region)).for_each(|region| world.retry(region));
+            world.regions().for_each(|region| world.retry(region, shard.index));
         }
-        cursor.begin(&world, mine);
+        cursor.begin(&world, shard.index, moved);
         true
+    }
+
+    /// None if the machine can't say.
+    fn migrations(&self) -> Option<u64> {
+        self.nodes.migrations().ok()
+    }
+
+    fn passes(&self) -> MutexGuard<'_, Passes> {
+        self.passes.lock()
+    }
+
+    /// A shard got something to scan, which its pass that is under way may leave out.
+    pub(crate) fn scan_again(&self, shard: u16) {
+        let mut passes = self.passes();
+        passes.ended[usize::from(shard)] = false;
+        passes.void[usize::from(shard)] = true;
     }
 
     /// A full scan is over when every shard has ended a pass since the last one was (S3.4).
@@ -325,10 +436,13 @@ impl Core {
         if self.world().regions().next().is_none() {
             return;
         }
-        let mut passed = self.passed.lock();
-        passed[shard.index] = true;
-        if passed.iter().all(|passed| *passed) {
-            passed.fill(false);
+        let mut passes = self.passes();
+        if !passes.void[shard.index] {
+            passes.ended[shard.index] = true;
+        }
+        if passes.ended.iter().zip(&self.shards).all(|(ended, shard)| *ended || !shard.is_online())
+        {
+            passes.ended.fill(false);
             self.tally.full_scans.add(1);
         }
     }
@@ -374,7 +488,7 @@ impl Core {
             fingerprint_collisions: tally.collisions.get(),
             frames_refused: tally.frames_refused.get(),
             stable_nodes_queued: self.forest.queued_len() as u64,
-            stable_nodes_replaced: tally.replaced.get(),
+            stable_nodes_replaced: self.shards.iter().map(|shard| shard.replaced.get()).sum(),
             epoch_lag: self.forest.epoch_lag(),
             metadata_bytes: world.metadata_bytes()
                 + self.forest.metadata_bytes()

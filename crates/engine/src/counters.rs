@@ -38,7 +38,6 @@ pub(crate) struct Tally {
     pub(crate) full_scans: Counter,
     pub(crate) broken: Counter,
     pub(crate) collisions: Counter,
-    pub(crate) replaced: Counter,
     pub(crate) frames_refused: Counter,
     pub(crate) read_nanos: Counter,
     pub(crate) merge_nanos: Counter,

@@ -2,28 +2,24 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use numerge_stable_tree::Handle;
+use numerge_stable_tree::Kpfn;
 use numerge_topology::Nid;
-use parking_lot::{Condvar, Mutex};
 
 use crate::clock::Clock;
-use crate::core::{Core, Parts};
+use crate::core::{Core, Parts, Policy};
 use crate::counters::{Counters, StageTimes};
 use crate::fingerprint::Fingerprinter;
+use crate::homes;
 use crate::knobs::{Knob, KnobError};
 use crate::machine::{Frames, Memory, MemoryError, Nodes, Vpn};
-use crate::pending::Pending;
+use crate::nodes::{self, NodeReport, PagesByNode, PoolReport};
+use crate::offline::OfflineError;
 use crate::program::Program;
 use crate::region::Region;
+use crate::run::Inner;
 use crate::shard::Shard;
 use crate::unmerge::{UnmergeError, unmerge_all, unregister};
-
-/// How long a scanner rests that found nothing to look at in a whole pass although it need not.
-const IDLE_REST: Duration = Duration::from_millis(1);
 
 /// The most threads a node gets when nothing else is said.
 const DEFAULT_THREADS: usize = 4;
@@ -42,6 +38,11 @@ pub struct EngineOptions {
     pub fingerprint_bits: u32,
     /// Whether `run=1` is carried out by threads; otherwise only [`Engine::full_scan`] scans.
     pub background: bool,
+    /// Whether threads of a node with nothing to do look at pages of nodes with more than enough.
+    pub help_other_nodes: bool,
+    /// Whether frames that the operating system moved to another node than their tree's
+    /// (`merge_across_nodes=0`) are moved back, rather than placed in the tree of where they are.
+    pub move_frames_back: bool,
 }
 
 impl Default for EngineOptions {
@@ -52,6 +53,8 @@ impl Default for EngineOptions {
             clock: Clock::default(),
             fingerprint_bits: 120,
             background: true,
+            help_other_nodes: false,
+            move_frames_back: false,
         }
     }
 }
@@ -102,22 +105,12 @@ pub enum RegisterError {
     Memory(#[from] MemoryError),
 }
 
-struct Inner {
-    core: Core,
-    /// Guards nothing: what waiters wait for is in the knobs and in `stop`.
-    signal: Mutex<()>,
-    changed: Condvar,
-    stop: AtomicBool,
-    programs: Mutex<Vec<Arc<Program>>>,
-}
-
 /// A merging engine for one security domain.
 ///
 /// Dropping it unmerges and unregisters everything; [`Engine::shut_down`] does the same and says
 /// whether it went well.
 pub struct Engine {
     inner: Arc<Inner>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// A registered range. Dropping it unregisters the range, and the memory is private then.
@@ -142,6 +135,8 @@ impl Engine {
             clock,
             fingerprint_bits,
             background,
+            help_other_nodes,
+            move_frames_back,
         } = options;
         if threads_per_node.is_some_and(|threads| !(1..=1024).contains(&threads)) {
             let value = threads_per_node.unwrap_or(0) as u64;
@@ -176,33 +171,23 @@ impl Engine {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let prints = Fingerprinter::new(fingerprint_bits).map_err(EngineError::Secret)?;
-        let core =
-            Core::new(Parts { prints, frames, nodes, nids, shards, clock, mapping_share_percent });
-        let inner = Arc::new(Inner {
-            core,
-            signal: Mutex::default(),
-            changed: Condvar::new(),
-            stop: AtomicBool::new(false),
-            programs: Mutex::default(),
+        let policy = Policy { help_other_nodes, move_frames_back };
+        let core = Core::new(Parts {
+            prints,
+            frames,
+            nodes,
+            nids,
+            shards,
+            clock,
+            mapping_share_percent,
+            policy,
         });
-        let mut engine = Self { inner, threads: Vec::new() };
-        if background {
-            engine.start()?;
+        let engine = Self { inner: Inner::new(core, background) };
+        for index in 0..engine.inner.core.shards.len() {
+            let started = engine.inner.start(index);
+            started.map_err(|(nid, reason)| EngineError::Threads { nid, reason })?;
         }
         Ok(engine)
-    }
-
-    fn start(&mut self) -> Result<(), EngineError> {
-        for index in 0..self.inner.core.shards.len() {
-            let inner = Arc::clone(&self.inner);
-            let nid = inner.core.shards[index].nid;
-            let thread = std::thread::Builder::new()
-                .name(format!("numerge-{nid}"))
-                .spawn(move || inner.scan(index))
-                .map_err(|error| EngineError::Threads { nid, reason: error.to_string() })?;
-            self.threads.push(thread);
-        }
-        Ok(())
     }
 
     /// Registers a range of a program's memory. Nothing of it is merged until `run` is 1.
@@ -259,20 +244,81 @@ impl Engine {
         std::mem::take(&mut *self.inner.core.errors())
     }
 
-    /// Visits every registered page once, in the calling thread and the nodes' pools, whatever
-    /// `run` is. Rests are not taken.
+    /// Every node: what was done there, and what is there.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeReport> {
+        let reader = self.inner.core.forest.register();
+        nodes::report(&self.inner.core, &reader)
+    }
+
+    /// Every node's frame pool: where its frames are.
+    #[must_use]
+    pub fn pools(&self) -> Vec<PoolReport> {
+        let reader = self.inner.core.forest.register();
+        nodes::pools(&self.inner.core, &reader)
+    }
+
+    /// Takes a node's memory out of use, before it goes offline: its shard ends and another one takes
+    /// over, the pages that are mapped to frames there get memory of their own, and nothing is merged
+    /// there until the node is back. Scanning goes on elsewhere, and regions stay registered. Where
+    /// that was done already, does the rest of it.
+    ///
+    /// The engine follows by itself when the machine takes a node away or brings it back. After this
+    /// it waits for the node to go and come back, or for [`Self::online_node`].
+    ///
+    /// # Errors
+    /// [`OfflineError`]; the node is online then, and some of its pages may be unmerged.
+    pub fn offline_node(&self, nid: Nid) -> Result<(), OfflineError> {
+        self.inner.offline_node(nid)
+    }
+
+    /// Takes a node into use again: its shard begins anew.
+    ///
+    /// # Errors
+    /// [`OfflineError`]; the node is offline still.
+    pub fn online_node(&self, nid: Nid) -> Result<(), OfflineError> {
+        self.inner.online_node(nid)
+    }
+
+    /// Takes frames out of use by their numbers: those in use are unmerged, and none is given out.
+    ///
+    /// # Errors
+    /// [`OfflineError`]; the range is in use then, and some of its pages may be unmerged.
+    pub fn offline_frames(&self, frames: Range<Kpfn>) -> Result<(), OfflineError> {
+        self.inner.offline_frames(frames)
+    }
+
+    /// Takes a range of frames into use again, as it was taken out.
+    ///
+    /// # Errors
+    /// [`OfflineError::Range`] if it was not.
+    pub fn online_frames(&self, frames: Range<Kpfn>) -> Result<(), OfflineError> {
+        self.inner.online_frames(frames)
+    }
+
+    /// Visits every registered page, in the calling thread and the nodes' pools, whatever `run` is.
+    /// Rests are not taken.
     pub fn full_scan(&self) {
-        self.inner.core.shards.iter().for_each(|shard| self.scan_node(shard.nid));
+        let core = &self.inner.core;
+        let before = core.tally.full_scans.get();
+        // More than once only where a shard gave something to one that had been visited.
+        for _ in 0..=core.shards.len() {
+            core.shards.iter().for_each(|shard| self.scan_node(shard.nid));
+            if core.tally.full_scans.get() > before || core.tally.registered.get() == 0 {
+                return;
+            }
+        }
     }
 
     /// Visits every page that the shard of `nid` scans once, as [`Engine::full_scan`] does for all.
-    /// Without such a node, does nothing.
+    /// Without such a node, or while it is offline, does nothing.
     pub fn scan_node(&self, nid: Nid) {
+        self.inner.follow_nodes(None);
         let core = &self.inner.core;
         let reader = core.forest.register();
         for shard in core.shards.iter().filter(|shard| shard.nid == nid) {
             let quota = core.knobs.get(Knob::PagesToScan);
-            while !core.batch(shard, &reader, quota, || true).ended_pass {}
+            while shard.is_online() && !core.batch(shard, &reader, quota, || true).ended_pass {}
         }
     }
 
@@ -281,24 +327,15 @@ impl Engine {
     /// # Errors
     /// If memory for private copies runs out. What is merged then stays merged and valid until the
     /// process ends.
-    pub fn shut_down(mut self) -> Result<(), MemoryError> {
-        self.stop_threads();
+    pub fn shut_down(self) -> Result<(), MemoryError> {
+        self.inner.stop_threads();
         self.inner.unregister_all()
-    }
-
-    fn stop_threads(&mut self) {
-        self.inner.stop.store(true, Ordering::SeqCst);
-        self.inner.notify();
-        for thread in self.threads.drain(..) {
-            // A scanner that panicked has said so; its regions are still let go of in order.
-            let _ = thread.join();
-        }
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stop_threads();
+        self.inner.stop_threads();
         // What can't be unmerged stays merged: `Inner` is then never freed, since regions still
         // stand in it, and every page keeps its content.
         if self.inner.unregister_all().is_err() {
@@ -312,6 +349,15 @@ impl RegionHandle {
     #[must_use]
     pub fn pages(&self) -> Range<Vpn> {
         self.region.pages.clone()
+    }
+
+    /// Where the region's pages are now, merged ones where their frames are. Pages without memory,
+    /// and the machine's page of zeros, are nowhere.
+    ///
+    /// # Errors
+    /// If the machine can't be asked.
+    pub fn pages_by_node(&self) -> Result<PagesByNode, MemoryError> {
+        nodes::pages_of(&self.region)
     }
 
     /// Unmerges the region's pages and forgets it, as dropping does.
@@ -336,70 +382,6 @@ impl Drop for RegionHandle {
 }
 
 impl Inner {
-    fn notify(&self) {
-        // Taken so that no waiter is between its look at the knobs and its wait.
-        drop(self.signal.lock());
-        self.changed.notify_all();
-    }
-
-    fn stopped(&self) -> bool {
-        self.stop.load(Ordering::SeqCst)
-    }
-
-    /// A shard's thread.
-    fn scan(&self, index: usize) {
-        let core = &self.core;
-        let shard = &core.shards[index];
-        // As in the pool: a thread that may not be bound does its work from elsewhere.
-        let _ = core.nodes.run_on(shard.nid);
-        let reader = core.forest.register();
-        let (mut looked_in_pass, mut looked_since_rest) = (0, 0);
-        while self.wait_for_work(&reader) {
-            let quota = core.knobs.get(Knob::PagesToScan);
-            let left = quota.saturating_sub(looked_since_rest).max(1);
-            let batch = core.batch(shard, &reader, left, || core.knobs.get(Knob::Run) == 1);
-            looked_in_pass += batch.looked;
-            looked_since_rest += batch.looked;
-            if batch.looked > 0 && looked_since_rest < quota && !batch.ended_pass {
-                continue;
-            }
-            looked_since_rest = 0;
-            let mut rest = Duration::from_millis(core.knobs.get(Knob::SleepMillisecs));
-            if batch.ended_pass {
-                if looked_in_pass == 0 {
-                    rest = rest.max(IDLE_REST);
-                }
-                looked_in_pass = 0;
-            }
-            self.rest(rest);
-        }
-    }
-
-    /// Waits for `run` to be 1 and a region to be there. False when the engine ends.
-    fn wait_for_work(&self, reader: &Handle) -> bool {
-        loop {
-            if self.stopped() {
-                return false;
-            }
-            if self.core.knobs.get(Knob::Run) == 1 && self.core.tally.registered.get() > 0 {
-                return true;
-            }
-            self.core.return_freed(reader);
-            let mut signal = self.signal.lock();
-            let ready = self.core.knobs.get(Knob::Run) == 1 && self.core.tally.registered.get() > 0;
-            if !ready && !self.stopped() {
-                self.changed.wait(&mut signal);
-            }
-        }
-    }
-
-    fn rest(&self, rest: Duration) {
-        let mut signal = self.signal.lock();
-        if !rest.is_zero() && !self.stopped() && self.core.knobs.get(Knob::Run) == 1 {
-            self.changed.wait_for(&mut signal, rest);
-        }
-    }
-
     fn program(&self, memory: &Arc<dyn Memory>) -> Arc<Program> {
         let mut programs = self.programs.lock();
         programs.retain(|program| Arc::strong_count(program) > 1);
@@ -422,7 +404,6 @@ impl Inner {
         }
         let program = self.program(memory);
         let count = pages.end.0 - pages.start.0;
-        let shard = self.home(&pages, memory);
         let mut world = self.core.world_mut();
         let overlaps = world.regions().any(|region| {
             Arc::ptr_eq(&region.program, &program)
@@ -438,27 +419,11 @@ impl Inner {
             world.pages.untrack(slot);
             return Err(error.into());
         }
-        let region = Arc::new(Region {
-            program,
-            pages,
-            slot,
-            first,
-            pending: Pending::new(count),
-            shard,
-            closing: AtomicBool::new(false),
-        });
+        let region = Arc::new(Region::new(program, pages, slot, first));
+        homes::find_homes(&self.core, &world, &region);
         world.insert(Arc::clone(&region));
         self.core.tally.registered.add(count);
         Ok(region)
-    }
-
-    /// The shard that is to scan a region: that of the node its first page is on, or where there is
-    /// no page yet, the first.
-    fn home(&self, pages: &Range<Vpn>, memory: &Arc<dyn Memory>) -> usize {
-        let mut nids = Vec::with_capacity(1);
-        let _ = memory.nodes_of(pages.start..pages.start.plus(1), &mut nids);
-        let node = nids.first().copied().flatten().and_then(|nid| self.core.node_index(nid));
-        usize::from(node.unwrap_or(0))
     }
 
     fn set_unshared(&self, knob: Knob, value: u64) -> Result<(), KnobError> {

@@ -203,7 +203,7 @@ impl Finder<'_> {
             .filter_map(|leftover| Some((leftover.partner?, leftover)))
             .collect();
         partners.sort_unstable_by_key(|(page, _)| *page);
-        shard.pool.install(|| {
+        self.core.pool(shard.node()).install(|| {
             partners.par_chunks_mut(PIECE_PAGES).for_each(|some| {
                 for run in some.chunk_by_mut(|a, b| self.world.are_adjacent(a.0, b.0)) {
                     let (first, count) = (run[0].0, run.len());
@@ -268,8 +268,8 @@ impl Finder<'_> {
         let (region, index) = self.world.locate(page);
         let mut nids = Vec::with_capacity(1);
         let asked = region.vpn(index)..region.vpn(index + 1);
-        let _ = region.program.memory.nodes_of(asked, &mut nids);
-        let node = nids.first().copied().flatten().and_then(|nid| self.core.node_index(nid));
+        let _ = region.program.memory.nodes_of(&[asked], &mut nids);
+        let node = self.core.node_of(&nids, 0);
         node.is_some_and(|node| self.core.tree_of(node) == tree)
     }
 }

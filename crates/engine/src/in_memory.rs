@@ -81,12 +81,16 @@ struct Frame {
 struct State {
     pages: Vec<Page>,
     frames: BTreeMap<Kpfn, Frame>,
-    next_kpfn: u64,
-    freed: Vec<Kpfn>,
+    /// Of each node's pool: the first number never used, and those used and freed.
+    pools: Vec<(u64, Vec<Kpfn>)>,
     /// Frames that can still be allocated, and private copies that can still be made.
     frames_left: u64,
     copies_left: u64,
     mappings: Mappings,
+    /// Moves by the operating system, in all.
+    migrations: u64,
+    offline: Vec<Nid>,
+    withheld: Vec<Range<Kpfn>>,
 }
 
 /// The machine: memory, frames and nodes at once.
@@ -105,11 +109,15 @@ impl Machine {
         let state = State {
             pages: vec![untouched; pages],
             frames: BTreeMap::new(),
-            next_kpfn: 0,
-            freed: Vec::new(),
+            pools: (0..topology.nodes().len())
+                .map(|node| (pool(node).start.0, Vec::new()))
+                .collect(),
             frames_left: u64::MAX,
             copies_left: u64::MAX,
             mappings: Mappings { used: 0, limit: u64::MAX },
+            migrations: 0,
+            offline: Vec::new(),
+            withheld: Vec::new(),
         };
         Arc::new(Self { topology, state: Mutex::new(state) })
     }
@@ -169,7 +177,9 @@ impl Machine {
     /// # Panics
     /// If there is no such page.
     pub fn move_page(&self, vpn: Vpn, nid: Nid) {
-        self.state().pages[index(vpn)].nid = nid;
+        let mut state = self.state();
+        state.pages[index(vpn)].nid = nid;
+        state.migrations += 1;
     }
 
     /// The operating system moves a frame.
@@ -177,14 +187,34 @@ impl Machine {
     /// # Panics
     /// If there is no such frame.
     pub fn move_frame(&self, kpfn: Kpfn, nid: Nid) {
-        self.state().frames.get_mut(&kpfn).expect("a frame in use").nid = nid;
+        let mut state = self.state();
+        state.frames.get_mut(&kpfn).expect("a frame in use").nid = nid;
+        state.migrations += 1;
     }
 
     /// The operating system moves a frame, if it is in use still.
     pub fn try_move_frame(&self, kpfn: Kpfn, nid: Nid) {
-        if let Some(frame) = self.state().frames.get_mut(&kpfn) {
+        let mut state = self.state();
+        if let Some(frame) = state.frames.get_mut(&kpfn) {
             frame.nid = nid;
+            state.migrations += 1;
         }
+    }
+
+    /// The operating system takes a node away, once it has moved all that is on it to `to`.
+    pub fn take_node(&self, nid: Nid, to: Nid) {
+        let mut state = self.state();
+        let frames = state.frames.values_mut().map(|frame| &mut frame.nid);
+        frames.filter(|at| **at == nid).for_each(|at| *at = to);
+        let pages = state.pages.iter_mut().map(|page| &mut page.nid);
+        pages.filter(|at| **at == nid).for_each(|at| *at = to);
+        state.migrations += 1;
+        state.offline.push(nid);
+    }
+
+    /// A node is back.
+    pub fn give_node(&self, nid: Nid) {
+        self.state().offline.retain(|offline| *offline != nid);
     }
 
     /// Pins a page for DMA, or lets go of it.
@@ -212,6 +242,15 @@ impl Machine {
     pub fn set_mappings(&self, mappings: Mappings) {
         self.state().mappings = mappings;
     }
+}
+
+/// Frame numbers of a pool, in bits.
+const POOL_SHIFT: u32 = 20;
+
+/// The frame numbers of a node's pool.
+fn pool(node: usize) -> Range<Kpfn> {
+    let first = (node as u64) << POOL_SHIFT;
+    Kpfn(first)..Kpfn(first + (1 << POOL_SHIFT))
 }
 
 fn index(vpn: Vpn) -> usize {
@@ -357,14 +396,16 @@ impl Memory for Machine {
         Ok(())
     }
 
-    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
         let state = self.state();
-        let range = index(pages.start)..index(pages.end);
-        let asked = state.pages.get(range).ok_or(MemoryError::NotMergeable(pages))?;
-        out.extend(asked.iter().map(|page| match page.mapped {
-            Mapped::Nothing => None,
+        if let Some(run) = runs.iter().find(|run| index(run.end) > state.pages.len()) {
+            return Err(MemoryError::NotMergeable(run.clone()));
+        }
+        let pages = runs.iter().flat_map(|run| &state.pages[index(run.start)..index(run.end)]);
+        out.extend(pages.map(|page| match page.mapped {
+            Mapped::Nothing | Mapped::Zero => None,
             Mapped::Frame(kpfn) => Some(state.frames[&kpfn].nid),
-            Mapped::Own(_) | Mapped::Zero => Some(page.nid),
+            Mapped::Own(_) => Some(page.nid),
         }));
         Ok(())
     }
@@ -381,19 +422,29 @@ impl Memory for Machine {
 impl Frames for Machine {
     fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError> {
         let mut state = self.state();
+        let state = &mut *state;
         let count = count.min(state.frames_left);
-        if count == 0 {
+        let node = self.topology.nodes().iter().position(|node| node.nid == nid);
+        let pool = node.and_then(|node| state.pools.get_mut(node));
+        let Some((next, freed)) = pool.filter(|_| count > 0 && !state.offline.contains(&nid))
+        else {
             return Err(FrameError::OutOfMemory(nid));
-        }
-        state.frames_left -= count;
-        // Now and then a freed number is used again, alone; new ones are adjacent.
-        let first = match state.freed.pop() {
-            Some(kpfn) => kpfn,
-            None => Kpfn(state.next_kpfn),
         };
-        let fresh = first.0 == state.next_kpfn;
-        let end = first.plus(if fresh { count } else { 1 });
-        state.next_kpfn = state.next_kpfn.max(end.0);
+        let withheld = |kpfn: Kpfn| state.withheld.iter().find(|range| range.contains(&kpfn));
+        // Now and then a freed number is used again, alone; new ones are adjacent.
+        let (first, count) = match freed.iter().rposition(|kpfn| withheld(*kpfn).is_none()) {
+            Some(place) => (freed.swap_remove(place), 1),
+            None => {
+                while let Some(range) = withheld(Kpfn(*next)) {
+                    *next = range.end.0;
+                }
+                let free = (0..count).take_while(|n| withheld(Kpfn(*next + n)).is_none());
+                (Kpfn(*next), free.count() as u64)
+            }
+        };
+        let end = first.plus(count);
+        *next = (*next).max(end.0);
+        state.frames_left -= count;
         for kpfn in (first.0..end.0).map(Kpfn) {
             state.frames.insert(kpfn, Frame { content: 0, nid, maps: 0 });
         }
@@ -417,13 +468,28 @@ impl Frames for Machine {
             let frame = state.frames.remove(kpfn).expect("freed frames are in use");
             assert_eq!(frame.maps, 0, "frame {kpfn:?} is freed while pages are mapped to it");
             state.frames_left = state.frames_left.saturating_add(1);
-            state.freed.push(*kpfn);
+            let node = usize::try_from(kpfn.0 >> POOL_SHIFT).expect("a node");
+            state.pools[node].1.push(*kpfn);
         }
     }
 
     fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>) {
         let state = self.state();
         out.extend(kpfns.iter().map(|kpfn| state.frames.get(kpfn).map(|frame| frame.nid)));
+    }
+
+    fn pool(&self, nid: Nid) -> Vec<Range<Kpfn>> {
+        let node = self.topology.nodes().iter().position(|node| node.nid == nid);
+        node.map(pool).into_iter().collect()
+    }
+
+    fn withhold(&self, frames: &[Range<Kpfn>]) {
+        self.state().withheld = frames.to_vec();
+    }
+
+    fn move_to(&self, kpfns: &[Kpfn], nid: Nid) -> std::io::Result<()> {
+        kpfns.iter().for_each(|kpfn| self.try_move_frame(*kpfn, nid));
+        Ok(())
     }
 
     fn metadata_bytes(&self) -> u64 {
@@ -442,5 +508,23 @@ impl Nodes for Machine {
 
     fn thread_cpu_time(&self) -> Duration {
         Duration::ZERO
+    }
+
+    fn migrations(&self) -> std::io::Result<u64> {
+        Ok(self.state().migrations)
+    }
+
+    fn online(&self) -> std::io::Result<Vec<Nid>> {
+        let state = self.state();
+        let all = self.topology.nodes().iter().map(|node| node.nid);
+        Ok(all.filter(|nid| !state.offline.contains(nid)).collect())
+    }
+
+    fn place(&self, _: Range<*const u8>, _: Nid) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn places(&self, _: Range<*const u8>) -> std::io::Result<Vec<(Nid, u64)>> {
+        Ok(Vec::new())
     }
 }

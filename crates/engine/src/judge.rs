@@ -1,7 +1,8 @@
 //! Second stage: what has become of each page looked at, and which are candidates.
 //!
-//! Pages are read and hashed in pieces by the node's pool. A page is a candidate when this look saw
-//! the content of the look before (S3.1), whether it was read again or known not to be written.
+//! Pages are read and hashed in pieces, each by threads of the node that its pages are on (S4.2). A
+//! page is a candidate when this look saw the content of the look before (S3.1), whether it was read
+//! again or known not to be written.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -56,23 +57,58 @@ impl Judged {
     }
 }
 
-/// Pages of one region that are looked at for one reason, in ascending order; places in the region.
+/// Pages of one region and one node that are looked at for one reason, in ascending order; places in
+/// the region.
 struct Piece<'a> {
     region: &'a Arc<Region>,
     /// Of all the region's pages.
     records: &'a [Record],
     reason: Reason,
+    /// None: nobody can tell.
+    node: Option<u16>,
     pages: Vec<u64>,
 }
 
+/// The node of each page to be looked at, as far as that matters: where there is only one it is known,
+/// and frames and pages of zeros are only noted.
+fn nodes_of(core: &Core, looks: &[Look]) -> Vec<Option<u16>> {
+    let pages = |look: &Look| look.pages.end - look.pages.start;
+    if core.nids.len() == 1 {
+        let all = looks.iter().map(pages).sum::<u64>();
+        return vec![Some(0); usize::try_from(all).expect("a batch is in memory")];
+    }
+    let mut nodes = Vec::new();
+    for some in looks.chunk_by(|a, b| Arc::ptr_eq(&a.region, &b.region) && a.reason == b.reason) {
+        let all = usize::try_from(some.iter().map(pages).sum::<u64>()).expect("in memory");
+        let mut nids = Vec::with_capacity(all);
+        if matches!(some[0].reason, Reason::Again | Reason::Written(Kind::Private)) {
+            let region = &some[0].region;
+            let runs: Vec<_> = some
+                .iter()
+                .map(|look| region.vpn(look.pages.start)..region.vpn(look.pages.end))
+                .collect();
+            if let Err(error) = region.program.memory.nodes_of(&runs, &mut nids) {
+                core.report(error);
+            }
+        }
+        nodes.extend((0..all).map(|at| core.node_of(&nids, at)));
+    }
+    nodes
+}
+
 /// Cuts looks into pieces. Looks at single pages are put together, for a call costs more than a page.
-fn cut<'a>(world: &'a World, looks: &'a [Look]) -> Vec<Piece<'a>> {
+fn cut<'a>(core: &Core, world: &'a World, looks: &'a [Look]) -> Vec<Piece<'a>> {
+    let mut nodes = nodes_of(core, looks).into_iter();
     let mut pieces: Vec<Piece<'_>> = Vec::new();
+    // The piece of each node, and the one of pages without, that may still grow.
+    let mut growing: Vec<Option<usize>> = vec![None; core.nids.len() + 1];
     for Look { region, pages, reason } in looks {
         let reason = *reason;
         let most = if reason == Reason::Again { PIECE_PAGES_AGAIN } else { PIECE_PAGES };
         for page in pages.clone() {
-            match pieces.last_mut() {
+            let node = nodes.next().flatten();
+            let growing = &mut growing[node.map_or(core.nids.len(), usize::from)];
+            match growing.map(|piece| &mut pieces[piece]) {
                 Some(last)
                     if Arc::ptr_eq(last.region, region)
                         && last.reason == reason
@@ -84,7 +120,8 @@ fn cut<'a>(world: &'a World, looks: &'a [Look]) -> Vec<Piece<'a>> {
                     let records = world.pages.records(region.slot);
                     let mut pages = Vec::with_capacity(PIECE_PAGES);
                     pages.push(page);
-                    pieces.push(Piece { region, records, reason, pages });
+                    *growing = Some(pieces.len());
+                    pieces.push(Piece { region, records, reason, node, pages });
                 }
             }
         }
@@ -92,15 +129,41 @@ fn cut<'a>(world: &'a World, looks: &'a [Look]) -> Vec<Piece<'a>> {
     pieces
 }
 
-/// Judges a batch of looks on the shard's pool.
+/// Judges a batch of looks, each page on the pool of its node; those of which nobody can tell where
+/// they are, on the shard's own.
 pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -> Judged {
-    let pieces = cut(world, looks);
-    let new_judge = || Judge { core, world, merged: Vec::new() };
-    let judged: Vec<Judged> = shard.pool.install(|| {
+    let mut pieces = cut(core, world, looks);
+    pieces.sort_by_key(|piece| piece.node);
+    let mut judged = Judged::default();
+    for some in pieces.chunk_by(|a, b| a.node == b.node) {
+        let node = core.shard_for(some[0].node.unwrap_or(shard.node()));
+        // In order, so that equal histories have equal outcomes.
+        judged = judge_on(core, world, node, some).into_iter().fold(judged, Judged::append);
+    }
+    judged
+}
+
+/// Judges pieces on the pool of a node, and with as many more as have nothing to do, if that is
+/// wanted.
+fn judge_on(core: &Core, world: &World, node: u16, pieces: &[Piece<'_>]) -> Vec<Judged> {
+    let work = |threads: u16, pieces: &[Piece<'_>]| -> Vec<Judged> {
+        core.count_scanned(threads, pieces.iter().map(|piece| (piece.node, piece.pages.len())));
+        let new_judge = || Judge { core, world, merged: Vec::new() };
         pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
+    };
+    let helpers = core.helpers(node);
+    let share = pieces.len().div_ceil(helpers.len() + 1).max(1);
+    let (own, others) = pieces.split_at(share.min(pieces.len()));
+    let mut judged: Vec<Vec<Judged>> = helpers.iter().map(|_| Vec::new()).collect();
+    let mut first = Vec::new();
+    std::thread::scope(|scope| {
+        let shares = others.chunks(share).zip(&mut judged).zip(&helpers);
+        for ((pieces, judged), (threads, pool)) in shares {
+            scope.spawn(move || *judged = pool.install(|| work(*threads, pieces)));
+        }
+        first = core.pool(node).install(|| work(node, own));
     });
-    // In order, so that equal histories have equal outcomes.
-    judged.into_iter().fold(Judged::default(), Judged::append)
+    std::iter::once(first).chain(judged).flatten().collect()
 }
 
 struct Judge<'a> {
@@ -130,8 +193,22 @@ impl Judge<'_> {
             }
         }
         self.ask_kinds(piece, &mut judged);
-        self.ask_nodes(piece, &mut judged.candidates);
+        self.place(piece, &mut judged.candidates);
         judged
+    }
+
+    /// Fills in the candidates' node, and their tree by it. Where the node can't be told, or is on
+    /// its way offline, they wait for another look.
+    fn place(&self, piece: &Piece<'_>, candidates: &mut Vec<Candidate>) {
+        match piece.node.filter(|node| self.core.shards[usize::from(*node)].is_online()) {
+            Some(node) => candidates.iter_mut().for_each(|candidate| {
+                candidate.node = node;
+                candidate.tree = self.core.tree_of(node);
+            }),
+            None => candidates.drain(..).for_each(|candidate| {
+                piece.region.pending.add(candidate.page.0 - piece.region.first.0);
+            }),
+        }
     }
 
     /// A look may be older than the page's merge: it was queued as written, and before its turn
@@ -322,34 +399,6 @@ impl Judge<'_> {
         }
         tally.touched.sub(1);
         record.set(PageState::Untouched);
-    }
-
-    /// Fills in the candidates' nodes, and their trees by them.
-    fn ask_nodes(&self, piece: &Piece<'_>, candidates: &mut Vec<Candidate>) {
-        if candidates.is_empty() || self.core.nids.len() == 1 {
-            return;
-        }
-        let (region, mut nids) = (piece.region, Vec::with_capacity(piece.pages.len()));
-        for run in piece.runs(0) {
-            // Where the machine can't tell a page's node, the page waits for another look.
-            if region.program.memory.nodes_of(run, &mut nids).is_err() {
-                nids.clear();
-                break;
-            }
-        }
-        candidates.retain_mut(|candidate| {
-            let index = candidate.page.0 - region.first.0;
-            let nid = piece.pages.binary_search(&index).ok().and_then(|at| nids.get(at));
-            let node = nid.copied().flatten().and_then(|nid| self.core.node_index(nid));
-            match node {
-                Some(node) => {
-                    candidate.node = node;
-                    candidate.tree = self.core.tree_of(node);
-                }
-                None => region.pending.add(index),
-            }
-            node.is_some()
-        });
     }
 }
 

@@ -170,11 +170,11 @@ pub trait Memory: Send + Sync {
     /// and all are intact. Calling again is allowed.
     fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError>;
 
-    /// Appends the node of each page of `pages`; None where there is no page.
+    /// Appends the node of each page of the runs, in order; None where there is no page.
     ///
     /// # Errors
     /// If the machine can't be asked; nothing is appended then.
-    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError>;
+    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError>;
 
     /// Counts the program's mappings.
     ///
@@ -225,6 +225,20 @@ pub trait Frames: Send + Sync {
     /// Appends the node each frame's memory is on now; None if it can't be told.
     fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>);
 
+    /// The numbers of all frames of a node's pool, in use or not, in ascending order; empty for a
+    /// node without a pool.
+    fn pool(&self, nid: Nid) -> Vec<Range<Kpfn>>;
+
+    /// From now on hands out no frames with these numbers, and again those of the last call.
+    fn withhold(&self, frames: &[Range<Kpfn>]);
+
+    /// Asks the machine to move the memory of frames to a node. How far it went [`Self::nodes_of`]
+    /// tells.
+    ///
+    /// # Errors
+    /// What the system said, if it can't be asked; some may have been moved.
+    fn move_to(&self, kpfns: &[Kpfn], nid: Nid) -> std::io::Result<()>;
+
     /// Bytes this keeps to manage the frames, the frames themselves not included.
     fn metadata_bytes(&self) -> u64;
 }
@@ -242,4 +256,30 @@ pub trait Nodes: Send + Sync {
 
     /// CPU time the calling thread has used.
     fn thread_cpu_time(&self) -> Duration;
+
+    /// A number that is another one once the machine has moved memory between nodes. It may be
+    /// another one although nothing was moved.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn migrations(&self) -> std::io::Result<u64>;
+
+    /// The nodes that have memory or CPUs online now, in ascending order.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn online(&self) -> std::io::Result<Vec<Nid>>;
+
+    /// Puts the engine's own memory in these bytes on a node, what is there already and what comes;
+    /// whole pages only, and others if there is no room.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn place(&self, bytes: Range<*const u8>, nid: Nid) -> std::io::Result<()>;
+
+    /// How many of the whole pages in these bytes of the engine's own memory are on each node.
+    ///
+    /// # Errors
+    /// What the system said.
+    fn places(&self, bytes: Range<*const u8>) -> std::io::Result<Vec<(Nid, u64)>>;
 }

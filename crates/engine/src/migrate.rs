@@ -7,10 +7,13 @@ use numerge_stable_tree::{
     EntryRef, Fingerprint, Guard, Handle, Kpfn, PageId, PageState, Queued, rmap,
 };
 
+use numerge_topology::Nid;
+
 use crate::core::Core;
 use crate::find::Merge;
-use crate::machine::PAGE_SIZE;
+use crate::machine::{PAGE_SIZE, Vpn};
 use crate::record::{give_back, unshare};
+use crate::region::Region;
 use crate::shard::Shard;
 use crate::world::World;
 
@@ -19,7 +22,8 @@ const WALKED: usize = 1024;
 
 const ALL: Range<Kpfn> = Kpfn(0)..Kpfn(1 << Kpfn::BITS);
 
-/// Queues every stable node whose frame is not on its tree's node any more.
+/// Queues every stable node whose frame is not on its tree's node any more, or, where that is wanted,
+/// has the frame moved back.
 pub(crate) fn sweep(core: &Core, reader: &Handle) {
     let (mut kpfns, mut nids) = (Vec::new(), Vec::new());
     for node in 0..core.node_count() {
@@ -30,13 +34,65 @@ pub(crate) fn sweep(core: &Core, reader: &Handle) {
             nids.clear();
             next = core.forest.collect(&reader.pin(), tree, &ALL, from, WALKED, &mut kpfns);
             core.frames.nodes_of(&kpfns, &mut nids);
+            if core.policy.move_frames_back {
+                move_back(core, node, &kpfns, &mut nids);
+            }
             let guard = reader.pin();
             for (kpfn, nid) in kpfns.iter().zip(&nids) {
-                let node = nid.and_then(|nid| core.node_index(nid));
-                if node.is_some_and(|node| core.tree_of(node) != tree) {
-                    core.forest.to_queue(&guard, *kpfn);
+                let at = nid.and_then(|nid| core.node_index(nid));
+                if at.is_some_and(|at| core.tree_of(at) != tree)
+                    && core.forest.to_queue(&guard, *kpfn)
+                {
+                    core.shards[usize::from(node)].queued.add(1);
                 }
             }
+        }
+    }
+}
+
+/// Moves frames back to a node, and asks again where they are.
+fn move_back(core: &Core, node: u16, kpfns: &[Kpfn], nids: &mut Vec<Option<Nid>>) {
+    let nid = core.nids[usize::from(node)];
+    let moved: Vec<Kpfn> = kpfns
+        .iter()
+        .zip(&*nids)
+        .filter(|(_, at)| at.is_some_and(|at| at != nid))
+        .map(|(kpfn, _)| *kpfn)
+        .collect();
+    // Where the machine refuses, they are placed where they are.
+    if !moved.is_empty() && core.frames.move_to(&moved, nid).is_ok() {
+        nids.clear();
+        core.frames.nodes_of(kpfns, nids);
+    }
+}
+
+/// Takes candidates that are not on their tree's node any more out of the unstable trees, to be
+/// looked at again (S4.1). They are the caller's shard's.
+pub(crate) fn drop_moved_candidates(
+    core: &Core,
+    world: &World,
+    region: &Region,
+    pages: Range<u64>,
+) {
+    let records = world.pages.records(region.slot);
+    let is_candidate = |index: &u64| {
+        let record = &records[usize::try_from(*index).expect("a page of the region")];
+        matches!(record.state(), PageState::Unshared(_))
+    };
+    let candidates: Vec<u64> = pages.filter(is_candidate).collect();
+    let runs: Vec<Range<Vpn>> = candidates
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| region.vpn(run[0])..region.vpn(run[run.len() - 1] + 1))
+        .collect();
+    let mut nids = Vec::with_capacity(candidates.len());
+    if let Err(error) = region.program.memory.nodes_of(&runs, &mut nids) {
+        core.report(error);
+    }
+    for (at, index) in candidates.into_iter().enumerate() {
+        let Some(node) = core.node_of(&nids, at) else { continue };
+        let (tree, page) = (core.tree_of(node), region.page(index));
+        if !world.unstable(tree).contains(&world.pages, page) && world.remove_unshared(page) {
+            region.pending.add(index);
         }
     }
 }
@@ -48,8 +104,7 @@ pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle, shard: &
         let Some(queued) = core.forest.take_queued(&reader.pin()) else { return };
         nids.clear();
         core.frames.nodes_of(&[queued.kpfn()], &mut nids);
-        let node = nids.first().copied().flatten().and_then(|nid| core.node_index(nid));
-        match node {
+        match core.node_of(&nids, 0) {
             Some(node) => {
                 core.frames.read(queued.kpfn(), &mut content);
                 place(core, world, reader, shard, queued, node, &content);
@@ -74,7 +129,11 @@ fn place(
     let siblings = core.forest.siblings(tree, queued.fingerprint(), &guard);
     let equal = siblings.iter().find(|entry| core.entry_is(*entry, content));
     let only = equal.and_then(|_| only_sharer(core, world, kpfn));
-    if only.is_some_and(|page| world.locate(page).0.shard != shard.index) {
+    let home = |page| {
+        let (region, index) = world.locate(page);
+        usize::from(region.home_of(index))
+    };
+    if only.is_some_and(|page| home(page) != shard.index) {
         // Its shard may be at work on that page; only it may end the page's share.
         core.forest.requeue(queued);
         return;
@@ -87,7 +146,7 @@ fn place(
         drop(guard);
         let to = Merge { page, fingerprint, kpfn: Some(target), tree, node };
         move_sharer(core, world, reader, kpfn, to);
-        core.tally.replaced.add(1);
+        core.shards[usize::from(node)].replaced.add(1);
         return;
     }
     let placed = match equal {
@@ -95,7 +154,7 @@ fn place(
         None => core.forest.place_new(&guard, &siblings, queued),
     };
     match placed {
-        Ok(()) => core.tally.replaced.add(1),
+        Ok(()) => core.shards[usize::from(node)].replaced.add(1),
         // The tree changed, the range is closed, or too many contents have its fingerprint there.
         Err((queued, _)) => core.forest.requeue(queued),
     }

@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use numerge_stable_tree::{PageId, Slot};
 
 use crate::machine::Vpn;
 use crate::pending::Pending;
 use crate::program::Program;
+
+/// Pages of a segment: 1 GiB.
+pub(crate) const SEGMENT_PAGES: u64 = 1 << 18;
 
 /// What the engine knows of a region beside its pages' records.
 pub(crate) struct Region {
@@ -19,13 +22,28 @@ pub(crate) struct Region {
     pub(crate) first: PageId,
     /// Pages to be looked at again.
     pub(crate) pending: Pending,
-    /// The shard that scans it.
-    pub(crate) shard: usize,
+    /// The shard that scans each segment, the last of which may be shorter: its *home*.
+    homes: Box<[AtomicU16]>,
     /// Being unregistered: no scan may begin to look at it.
     pub(crate) closing: AtomicBool,
 }
 
 impl Region {
+    /// A region whose segments are all at the home of the first shard.
+    pub(crate) fn new(program: Arc<Program>, pages: Range<Vpn>, slot: Slot, first: PageId) -> Self {
+        let count = pages.end.0 - pages.start.0;
+        let segments = count.div_ceil(SEGMENT_PAGES);
+        Self {
+            program,
+            pages,
+            slot,
+            first,
+            pending: Pending::new(count),
+            homes: (0..segments).map(|_| AtomicU16::new(0)).collect(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
     /// Pages in it.
     pub(crate) fn len(&self) -> u64 {
         self.pages.end.0 - self.pages.start.0
@@ -44,11 +62,42 @@ impl Region {
         PageId(self.first.0 + index)
     }
 
+    /// Its segments, by number.
+    pub(crate) fn segments(&self) -> Range<usize> {
+        0..self.homes.len()
+    }
+
+    /// The pages of a segment.
+    pub(crate) fn segment(&self, number: usize) -> Range<u64> {
+        let start = number as u64 * SEGMENT_PAGES;
+        start..(start + SEGMENT_PAGES).min(self.len())
+    }
+
+    /// The shard that scans a segment.
+    pub(crate) fn home(&self, segment: usize) -> u16 {
+        self.homes[segment].load(Ordering::SeqCst)
+    }
+
+    /// The shard that scans a page.
+    pub(crate) fn home_of(&self, index: u64) -> u16 {
+        self.home(usize::try_from(index / SEGMENT_PAGES).expect("a page of the region"))
+    }
+
+    /// Only the shard that is the home may give a segment away, and only while it has no batch.
+    pub(crate) fn set_home(&self, segment: usize, shard: u16) {
+        self.homes[segment].store(shard, Ordering::SeqCst);
+    }
+
     pub(crate) fn set_closing(&self, closing: bool) {
         self.closing.store(closing, Ordering::SeqCst);
     }
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of what the engine knows of it.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        size_of::<Self>() as u64 + size_of_val(&*self.homes) as u64 + self.pending.metadata_bytes()
     }
 }

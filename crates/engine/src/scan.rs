@@ -8,7 +8,9 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::core::Core;
 use crate::machine::{Kind, MemoryError, Written};
+use crate::migrate;
 use crate::region::Region;
 use crate::world::World;
 
@@ -19,6 +21,10 @@ const WINDOW_PAGES: u64 = 1 << 18;
 /// and more than 500 ns), but it costs something, so that a batch walks over this many pages for
 /// each it may look at and then rests.
 const WALKED_A_LOOK: u64 = 256;
+
+/// Pages walked at once when all of them may have to be asked for their node, so that a batch stays
+/// short: 2 ms.
+const ASKED_PAGES: u64 = 1 << 14;
 
 /// Why pages are looked at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,10 +47,11 @@ pub(crate) struct Look {
 /// Where a shard stands in its pass over its regions.
 #[derive(Default)]
 pub(crate) struct Cursor {
-    /// Regions of this pass that are not walked yet, last first.
-    regions: Vec<Arc<Region>>,
-    /// The region being walked, and the page to go on at.
-    current: Option<(Arc<Region>, u64)>,
+    /// Segments of this pass that are not walked yet, last first: their pages in their regions.
+    segments: Vec<(Arc<Region>, Range<u64>)>,
+    /// Whether memory may have moved since the last pass, so that candidates have to be asked for
+    /// their node.
+    moved: bool,
     /// Found and not looked at yet.
     looks: VecDeque<Look>,
     under_way: bool,
@@ -56,12 +63,23 @@ impl Cursor {
         self.under_way
     }
 
-    /// Begins a pass over the shard's regions.
-    pub(crate) fn begin(&mut self, world: &World, mine: impl Fn(&Region) -> bool) {
-        self.regions =
-            world.regions().filter(|region| mine(region)).map(Arc::clone).collect::<Vec<_>>();
-        self.regions.reverse();
+    /// Begins a pass over the segments that are at home here.
+    pub(crate) fn begin(&mut self, world: &World, shard: usize, moved: bool) {
+        self.segments.clear();
+        for region in world.regions().filter(|region| !region.is_closing()) {
+            let mine = region.segments().filter(|n| usize::from(region.home(*n)) == shard);
+            self.segments.extend(mine.map(|n| (Arc::clone(region), region.segment(n))));
+        }
+        self.segments.reverse();
+        self.moved = moved;
         self.under_way = true;
+    }
+
+    /// Takes out what was found and not looked at, when the shard ends.
+    pub(crate) fn drain(&mut self) -> Vec<Look> {
+        self.segments.clear();
+        self.under_way = false;
+        self.looks.drain(..).collect()
     }
 
     /// Takes back looks that were not carried out.
@@ -72,13 +90,22 @@ impl Cursor {
 
     /// Takes the next looks, `quota` pages at most, and says whether the pass is over. What the
     /// machine refused is appended to `errors`; that region waits for the next pass.
-    pub(crate) fn next(&mut self, quota: u64, errors: &mut Vec<MemoryError>) -> (Vec<Look>, bool) {
+    pub(crate) fn next(
+        &mut self,
+        core: &Core,
+        world: &World,
+        quota: u64,
+        errors: &mut Vec<MemoryError>,
+    ) -> (Vec<Look>, bool) {
         let mut batch = Vec::new();
         let mut left = quota;
         let mut walk = quota.saturating_mul(WALKED_A_LOOK);
+        if self.moved {
+            walk = walk.min(ASKED_PAGES);
+        }
         while left > 0 {
             let Some(look) = self.looks.front_mut() else {
-                if self.current.is_none() && self.regions.is_empty() {
+                if self.segments.is_empty() {
                     self.looks.shrink_to_fit();
                     self.under_way = false;
                     break;
@@ -86,7 +113,7 @@ impl Cursor {
                 if walk == 0 {
                     break;
                 }
-                match self.walk(quota, walk) {
+                match self.walk(core, world, quota, walk) {
                     Ok(walked) => walk -= walked,
                     Err(error) => errors.push(error),
                 }
@@ -105,16 +132,19 @@ impl Cursor {
     }
 
     /// Walks on, `limit` pages at most. Gives how many.
-    fn walk(&mut self, quota: u64, limit: u64) -> Result<u64, MemoryError> {
-        let Some((region, start)) =
-            self.current.take().or_else(|| self.regions.pop().map(|region| (region, 0)))
-        else {
-            return Ok(0);
-        };
+    fn walk(
+        &mut self,
+        core: &Core,
+        world: &World,
+        quota: u64,
+        limit: u64,
+    ) -> Result<u64, MemoryError> {
+        let Some((region, pages)) = self.segments.pop() else { return Ok(0) };
         if region.is_closing() {
             return Ok(0);
         }
-        let end = (start + WINDOW_PAGES.min(limit)).min(region.len());
+        let start = pages.start;
+        let end = (start + WINDOW_PAGES.min(limit)).min(pages.end);
         let mut written = Vec::new();
         let walked = region.vpn(start)..region.vpn(end);
         let reached = region.program.memory.written(walked, quota, &mut written);
@@ -123,10 +153,13 @@ impl Cursor {
             // What was reported will not be reported again.
             Err(_) => written.last().map_or(start, |last| region.index(last.pages.end)),
         };
+        if self.moved {
+            migrate::drop_moved_candidates(core, world, &region, start..end);
+        }
         self.enqueue(&region, start..end, &written);
         reached?;
-        if end < region.len() {
-            self.current = Some((region, end));
+        if end < pages.end {
+            self.segments.push((region, end..pages.end));
         }
         Ok(end - start)
     }

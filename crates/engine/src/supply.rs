@@ -12,7 +12,6 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::find::{Group, Merge};
 use crate::machine::PAGE_SIZE;
-use crate::shard::Shard;
 use crate::world::World;
 
 /// Pages read by one call.
@@ -31,15 +30,16 @@ pub(crate) fn supply(
     core: &Core,
     world: &World,
     reader: &Handle,
-    shard: &Shard,
     mut groups: Vec<Group>,
     merges: &mut Vec<Merge>,
 ) {
-    groups.sort_unstable_by_key(|group| group.pages[0]);
+    groups.sort_unstable_by_key(|group| (group.node, group.pages[0]));
     let mut supplied = allocate(core, world, groups);
-    shard.pool.install(|| {
-        supplied.par_chunks_mut(PIECE_PAGES).for_each(|some| fill(core, world, some));
-    });
+    for some in supplied.chunk_by_mut(|a, b| a.group.node == b.group.node) {
+        core.pool(some[0].group.node).install(|| {
+            some.par_chunks_mut(PIECE_PAGES).for_each(|some| fill(core, world, some));
+        });
+    }
     let mut unused = Vec::new();
     for Supplied { group, frames, filled } in supplied {
         if filled {

@@ -13,7 +13,7 @@ use crate::region::Region;
 use crate::world::World;
 
 /// Pages unmerged while everything else waits: at 2 to 4 us a page, 1 to 2 ms.
-const PIECE_PAGES: u64 = 512;
+pub(crate) const PIECE_PAGES: u64 = 512;
 
 /// Why not everything was unmerged. What still is merged is intact and stays tracked.
 #[derive(Debug, thiserror::Error)]
@@ -79,13 +79,25 @@ fn unmerge_piece(
     if merged.is_empty() {
         return Ok(false);
     }
+    give_own_memory(core, world, reader, region, &merged)?;
+    Ok(true)
+}
+
+/// Gives merged pages of a region, in ascending order, memory of their own.
+pub(crate) fn give_own_memory(
+    core: &Core,
+    world: &World,
+    reader: &Handle,
+    region: &Region,
+    merged: &[u64],
+) -> Result<(), MemoryError> {
     let runs: Vec<Range<Vpn>> = merged
         .chunk_by(|a, b| a + 1 == *b)
         .map(|run| region.vpn(run[0])..region.vpn(run[run.len() - 1] + 1))
         .collect();
     region.program.memory.unmerge(&runs)?;
     let guard = reader.pin();
-    for index in merged {
+    for &index in merged {
         let page = region.page(index);
         match world.record(page).state() {
             PageState::Merged(kpfn) => {
@@ -98,7 +110,7 @@ fn unmerge_piece(
         }
         region.pending.add(index);
     }
-    Ok(true)
+    Ok(())
 }
 
 fn is_merged(world: &World, region: &Region, index: u64) -> bool {

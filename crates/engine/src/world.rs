@@ -5,6 +5,7 @@
 //! that change only while nothing is shared, unmerging, tables that grow) holds it for writing, in
 //! short pieces.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use numerge_stable_tree::{
@@ -85,6 +86,15 @@ impl World {
         region.pending.add(index);
     }
 
+    /// Where the records of a segment are.
+    pub(crate) fn record_bytes(&self, region: &Region, segment: usize) -> Range<*const u8> {
+        let pages = region.segment(segment);
+        let index = |page| usize::try_from(page).expect("a page of the region");
+        let records = &self.pages.records(region.slot)[index(pages.start)..index(pages.end)];
+        let Range { start, end } = records.as_ptr_range();
+        start.cast()..end.cast()
+    }
+
     pub(crate) fn unstable(&self, tree: TreeId) -> &UnstableTree {
         &self.unstable[usize::from(tree.0)]
     }
@@ -133,10 +143,13 @@ impl World {
         self.unstable[0].resize(&self.pages, candidates.saturating_sub(here));
     }
 
-    /// Has the pages of a region that could not be merged looked at again.
-    pub(crate) fn retry(&self, region: &Region) {
+    /// Has the pages of a region that could not be merged, and are at home at `shard`, looked at
+    /// again.
+    pub(crate) fn retry(&self, region: &Region, shard: usize) {
         for (index, record) in (0..).zip(self.pages.records(region.slot)) {
-            if matches!(record.state(), PageState::Held(_) | PageState::OverBudget(_)) {
+            if usize::from(region.home_of(index)) == shard
+                && matches!(record.state(), PageState::Held(_) | PageState::OverBudget(_))
+            {
                 region.pending.add(index);
             }
         }
@@ -157,10 +170,7 @@ impl World {
 
     pub(crate) fn metadata_bytes(&self) -> u64 {
         let unstable: u64 = self.unstable.iter().map(UnstableTree::metadata_bytes).sum();
-        let regions: u64 = self
-            .regions()
-            .map(|region| size_of::<Region>() as u64 + region.pending.metadata_bytes())
-            .sum();
+        let regions: u64 = self.regions().map(|region| region.metadata_bytes()).sum();
         let mut programs: Vec<&Arc<Program>> = self.regions().map(|r| &r.program).collect();
         programs.sort_unstable_by_key(|program| Arc::as_ptr(program));
         programs.dedup_by_key(|program| Arc::as_ptr(program));

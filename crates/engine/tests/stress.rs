@@ -172,11 +172,11 @@ impl Memory for Program {
         done
     }
 
-    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
         if self.fails("nodes_of") {
             return Err(broken("nodes_of"));
         }
-        Memory::nodes_of(&*self.machine, pages, out)
+        Memory::nodes_of(&*self.machine, runs, out)
     }
 
     fn mappings(&self) -> Result<Mappings, MemoryError> {

@@ -86,6 +86,16 @@ pub(crate) fn strict_overcommit() -> bool {
     number("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode == 2)
 }
 
+/// Pages the machine has moved, or brought in from swap space where they may have come to another
+/// node, since it was started.
+pub(crate) fn pages_moved() -> io::Result<u64> {
+    let path = "/proc/vmstat";
+    let text = fs::read_to_string(path)?;
+    let counts = text.lines().filter_map(|line| line.split_once(' '));
+    let moved = counts.filter(|(name, _)| ["pgmigrate_success", "pswpin"].contains(name));
+    moved.map(|(_, count)| count.trim().parse::<u64>().map_err(|_| malformed(path))).sum()
+}
+
 fn number(path: &str) -> io::Result<u64> {
     fs::read_to_string(path)?.trim().parse().map_err(|_| malformed(path))
 }
@@ -116,5 +126,7 @@ mod tests {
         assert!(spare_pages() > 0 && spare_pages() < 1 << 50);
         assert!(proportional_bytes().expect("Pss") > 1 << 12);
         assert!(mappings_limit().expect("max_map_count") > 1000);
+        let moved = pages_moved().expect("vmstat");
+        assert!(pages_moved().expect("vmstat") >= moved);
     }
 }

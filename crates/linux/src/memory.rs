@@ -325,14 +325,13 @@ impl Memory for ProcessMemory {
         Ok(())
     }
 
-    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
-        let len = usize::try_from(count(&pages)).unwrap_or(usize::MAX);
+    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+        let pages = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn);
         if let Some(nid) = self.pools.only_node() {
-            out.extend(std::iter::repeat_n(Some(nid), len));
+            out.extend(pages.map(|_| Some(nid)));
             return Ok(());
         }
-        let addresses: Vec<_> =
-            (0..count(&pages)).map(|n| size(address(pages.start.plus(n)))).collect();
+        let addresses: Vec<_> = pages.map(|page| size(address(page))).collect();
         nodes::of_pages(&addresses, out).map_err(|source| system("move_pages", source))
     }
 

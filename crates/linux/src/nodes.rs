@@ -1,11 +1,15 @@
 //! The machine's nodes, for the engine.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use numerge_engine::machine::Nodes;
+use numerge_engine::machine::{Nodes, PAGE_SIZE};
 use numerge_topology::{Nid, Topology, nodes_of_pages};
+
+use crate::host;
 
 /// This machine.
 #[derive(Clone, Debug)]
@@ -31,6 +35,33 @@ impl Nodes for Machine {
         pinned.map_err(io::Error::other)
     }
 
+    fn migrations(&self) -> io::Result<u64> {
+        host::pages_moved()
+    }
+
+    fn online(&self) -> io::Result<Vec<Nid>> {
+        numerge_topology::online_nodes().map_err(io::Error::other)
+    }
+
+    fn place(&self, bytes: Range<*const u8>, nid: Nid) -> io::Result<()> {
+        let pages = whole_pages(&bytes);
+        if pages.is_empty() || self.topology.nodes().len() == 1 {
+            return Ok(());
+        }
+        let placed = self.topology.prefer_node(pages.start, pages.end - pages.start, nid);
+        placed.map_err(io::Error::other)
+    }
+
+    fn places(&self, bytes: Range<*const u8>) -> io::Result<Vec<(Nid, u64)>> {
+        let addresses: Vec<usize> = whole_pages(&bytes).step_by(PAGE_SIZE).collect();
+        let (mut nids, mut count) = (Vec::new(), BTreeMap::new());
+        of_pages(&addresses, &mut nids)?;
+        for nid in nids.into_iter().flatten() {
+            *count.entry(nid).or_insert(0) += 1;
+        }
+        Ok(count.into_iter().collect())
+    }
+
     fn thread_cpu_time(&self) -> Duration {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
         Duration::new(
@@ -38,6 +69,11 @@ impl Nodes for Machine {
             u32::try_from(time.tv_nsec).unwrap_or(0),
         )
     }
+}
+
+/// The addresses of the pages that lie in these bytes as a whole.
+fn whole_pages(bytes: &Range<*const u8>) -> Range<usize> {
+    bytes.start.addr().next_multiple_of(PAGE_SIZE)..bytes.end.addr() / PAGE_SIZE * PAGE_SIZE
 }
 
 /// Appends the node of the page at each address; None where there is no page.

@@ -41,6 +41,8 @@ pub struct FramePools {
     /// By file number. Only grows; files live as long as the pools.
     files: RwLock<Vec<Arc<PoolFile>>>,
     waiting: Mutex<Quarantine>,
+    /// Files with any of these frames hand out no more.
+    withheld: RwLock<Vec<Range<Kpfn>>>,
     made_ticks: u64,
     /// [`fork::depth`] of the process that made this.
     depth: u64,
@@ -98,6 +100,7 @@ impl FramePools {
             topology,
             files: RwLock::default(),
             waiting: Mutex::new(waiting),
+            withheld: RwLock::default(),
             made_ticks: sharers::now_ticks(),
             depth: fork::depth(),
         })
@@ -171,7 +174,7 @@ impl FramePools {
         let turn = pool.turn.fetch_add(1, Ordering::Relaxed) % STRIPES;
         let mut stripe = pool.stripes[turn].lock().unwrap_or_else(PoisonError::into_inner);
         for &number in &*stripe {
-            let Some(file) = self.file(number) else {
+            let Some(file) = self.file(number).filter(|_| !self.is_withheld(number)) else {
                 continue;
             };
             if file.free() > 0
@@ -182,11 +185,19 @@ impl FramePools {
         }
         let number = self.add_file(pool.nid)?;
         stripe.push(number);
+        if self.is_withheld(number) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         match self.file(number).map(|file| file.allocate(count)) {
             Some(Ok(Some(frames))) => Ok(kpfns(number, &frames)),
             Some(Err(error)) => Err(error),
             _ => Err(io::ErrorKind::OutOfMemory.into()),
         }
+    }
+
+    fn is_withheld(&self, number: usize) -> bool {
+        let withheld = self.withheld.read().unwrap_or_else(PoisonError::into_inner);
+        withheld.iter().any(|range| overlaps(range, &kpfns(number, &(0..FILE_FRAMES))))
     }
 
     fn waiting(&self) -> MutexGuard<'_, Quarantine> {
@@ -205,7 +216,7 @@ impl FramePools {
                 return;
             };
             waiting.retain(|run| {
-                shared.iter().any(|shared| overlaps(run, shared)) || self.punch(run).is_err()
+                shared.iter().any(|shared| overlaps(run, &mapped(shared))) || self.punch(run).is_err()
             });
         }
     }
@@ -227,9 +238,13 @@ fn kpfns(file: usize, frames: &Range<u64>) -> Range<Kpfn> {
     Kpfn(first + frames.start)..Kpfn(first + frames.end)
 }
 
-fn overlaps(run: &Range<Kpfn>, shared: &Shared) -> bool {
-    let mapped = kpfns(shared.file, &shared.frames);
-    run.start < mapped.end && mapped.start < run.end
+fn overlaps(a: &Range<Kpfn>, b: &Range<Kpfn>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Frames that another process maps.
+fn mapped(shared: &Shared) -> Range<Kpfn> {
+    kpfns(shared.file, &shared.frames)
 }
 
 /// Sorts and joins adjacent frames of one file.
@@ -317,13 +332,40 @@ impl Frames for FramePools {
             return;
         }
         let places: Vec<_> = kpfns.iter().map(|&kpfn| self.locate(kpfn, 1)).collect();
-        let addresses: Vec<_> = places
-            .iter()
-            .map(|place| place.as_ref().map_or(0, |run| run.content(0).addr()))
-            .collect();
+        for run in places.iter().flatten() {
+            // The system tells only of pages that are mapped here, not of those that only the file
+            // has: frames are filled through the file.
+            // SAFETY: as in `read`; what is read is not used.
+            unsafe { run.content(0).read_volatile() };
+        }
+        let addresses = addresses(&places);
         if nodes::of_pages(&addresses, out).is_err() {
             out.extend(kpfns.iter().map(|_| None));
         }
+    }
+
+    fn pool(&self, nid: Nid) -> Vec<Range<Kpfn>> {
+        let pools = self.pools.iter().filter(|pool| pool.nid == nid);
+        let stripes = pools.flat_map(|pool| &pool.stripes);
+        let mut numbers: Vec<usize> = stripes
+            .flat_map(|stripe| stripe.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            .collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(|number| kpfns(number, &(0..FILE_FRAMES))).collect()
+    }
+
+    fn withhold(&self, frames: &[Range<Kpfn>]) {
+        if !self.is_inherited() {
+            *self.withheld.write().unwrap_or_else(PoisonError::into_inner) = frames.to_vec();
+        }
+    }
+
+    fn move_to(&self, kpfns: &[Kpfn], nid: Nid) -> io::Result<()> {
+        if self.is_inherited() {
+            return Ok(());
+        }
+        let places: Vec<_> = kpfns.iter().map(|&kpfn| self.locate(kpfn, 1)).collect();
+        numerge_topology::move_pages(&addresses(&places), nid).map_err(io::Error::other)
     }
 
     fn metadata_bytes(&self) -> u64 {
@@ -338,6 +380,11 @@ impl Frames for FramePools {
             + files.capacity() * (size_of::<Arc<PoolFile>>() + size_of::<usize>()))
             as u64
     }
+}
+
+/// Of frames, as they are mapped here; 0 for what is no frame.
+fn addresses(places: &[Option<FrameRun>]) -> Vec<usize> {
+    places.iter().map(|place| place.as_ref().map_or(0, |run| run.content(0).addr())).collect()
 }
 
 impl Drop for FramePools {

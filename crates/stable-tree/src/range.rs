@@ -10,6 +10,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::dups::Word;
 use crate::forest::Forest;
 use crate::sync::epoch::Guard;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering};
@@ -101,6 +102,24 @@ impl Forest {
         max_entries: usize,
         out: &mut Vec<Kpfn>,
     ) -> Option<Fingerprint> {
+        self.each_content(guard, tree, from, max_entries, |frames, _| {
+            out.extend(frames.filter(|kpfn| range.contains(kpfn)));
+        })
+    }
+
+    /// Passes the frames of each content of one tree from fingerprint `from` on to `each`, with
+    /// whether they are dups under a chain, and gives the fingerprint to go on from. None at the
+    /// end of the tree.
+    ///
+    /// Stops after `max_entries` contents, at least one. A chain is walked whole.
+    pub fn each_content(
+        &self,
+        guard: &Guard<'_>,
+        tree: TreeId,
+        from: Fingerprint,
+        max_entries: usize,
+        mut each: impl FnMut(&mut dyn Iterator<Item = Kpfn>, bool),
+    ) -> Option<Fingerprint> {
         self.check_guard(guard);
         let mut last = None;
         for (seen, entry) in self.tree(tree).entries_from(from, guard).enumerate() {
@@ -110,7 +129,9 @@ impl Forest {
                 return Some(fingerprint);
             }
             last = Some(fingerprint);
-            out.extend(entry.dups(guard).map(|dup| dup.kpfn).filter(|kpfn| range.contains(kpfn)));
+            // Relaxed: what is changing may be seen before or after.
+            let is_chain = Word(entry.word.load(Ordering::Relaxed)).is_chain();
+            each(&mut entry.dups(guard).map(|dup| dup.kpfn), is_chain);
         }
         None
     }

@@ -8,6 +8,8 @@
 //! at most two pages a bucket it takes at most 8 bytes a page beside the record. Each bucket has
 //! its own lock (`head`).
 
+use std::ops::Range;
+
 use crate::head::{self, EMPTY, Locked};
 use crate::record::{Link, PageState, Records, ShortFingerprint};
 use crate::sync::{AtomicU64, Ordering};
@@ -44,6 +46,12 @@ impl UnstableTree {
     pub fn pages(&self) -> u64 {
         // Relaxed: a counter.
         self.pages.load(Ordering::Relaxed)
+    }
+
+    /// Where the table is.
+    pub fn bytes(&self) -> Range<*const u8> {
+        let Range { start, end } = self.buckets.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     /// Bytes of the table itself.
@@ -121,6 +129,17 @@ impl UnstableTree {
             (None, None) => {}
         }
         found
+    }
+
+    /// Whether an unshared page is in this tree.
+    pub fn contains(&self, records: &(impl Records + ?Sized), page: PageId) -> bool {
+        let PageState::Unshared(short) = records.record(page).state() else { return false };
+        let bucket = head::lock(&self.buckets[short.bucket(self.buckets.len())]);
+        let mut next = bucket.first;
+        while let Some(candidate) = next.filter(|candidate| *candidate != page) {
+            next = records.record(candidate).bucket_next();
+        }
+        next.is_some()
     }
 
     /// Takes an unshared page out again. False, and nothing done, if a merge was quicker: then the
@@ -248,6 +267,7 @@ mod tests {
             assert!(!tree.remove(&*records, PageId(n)), "it is out already");
         }
         assert_eq!(tree.pages(), 32);
+        assert!((0..64).all(|n| tree.contains(&*records, PageId(n)) == (n % 2 == 1)));
         for n in 0..64 {
             let expected = (n % 2 == 1).then_some(PageId(n));
             assert_eq!(tree.take(&*records, fingerprint(n)), expected);

@@ -128,9 +128,12 @@ pub enum TopologyError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The kernel's list of nodes could not be read.
+    #[error("can't tell which nodes are online ({0}): is /sys mounted?")]
+    OnlineNodes(#[source] io::Error),
     /// move_pages(2) failed.
     #[error(
-        "process {pid} (0: this one) can't be asked where its pages are ({source}): it must exist \
+        "process {pid} (0: this one) can't be asked where its pages are, or to move them ({source}): it must exist \
          and be yours, or CAP_SYS_PTRACE is needed; and move_pages allowed (seccomp, CONFIG_NUMA)"
     )]
     QueryPages {

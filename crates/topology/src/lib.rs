@@ -20,10 +20,12 @@ mod libnuma;
 mod lookup;
 mod mempolicy;
 mod node;
+mod online;
 mod pages;
 mod topology;
 
 pub use error::TopologyError;
 pub use node::{Nid, Node};
-pub use pages::{nodes_of_pages, nodes_of_process_pages};
+pub use online::online_nodes;
+pub use pages::{move_pages, nodes_of_pages, nodes_of_process_pages};
 pub use topology::Topology;

@@ -93,8 +93,8 @@ impl Memory for Hooked {
         ranges.iter().try_for_each(|pages| self.run(Call::AfterUnmerge, pages))
     }
 
-    fn nodes_of(&self, pages: Range<Vpn>, out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
-        Memory::nodes_of(&*self.machine, pages, out)
+    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+        Memory::nodes_of(&*self.machine, runs, out)
     }
 
     fn mappings(&self) -> Result<Mappings, MemoryError> {

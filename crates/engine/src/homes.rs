@@ -1,0 +1,87 @@
+//! Which shard scans what: memory at home on a node is scanned by that node's shard (S4.2).
+//!
+//! A region is cut into segments, and a segment's home is the node that most of it is on, by a
+//! sample. Its pages that are elsewhere are still read by threads of the node they are on (`judge`);
+//! their home only keeps their records and carries out what is decided. At the beginning of each of
+//! its passes a shard looks at its segments again, and gives those away whose memory was moved or
+//! came to another node: it has no batch under way then, and after that leaves them alone.
+
+use numerge_stable_tree::{PageState, Record};
+
+use crate::core::Core;
+use crate::machine::Vpn;
+use crate::region::Region;
+use crate::shard::Shard;
+use crate::world::World;
+
+/// Pages of a segment that are asked for: some ten microseconds for a GiB.
+const SAMPLE: u64 = 64;
+
+/// Gives away the segments of a shard that are at home elsewhere.
+pub(crate) fn give_away(core: &Core, world: &World, shard: &Shard) {
+    if core.nids.len() == 1 {
+        return;
+    }
+    for region in world.regions().filter(|region| !region.is_closing()) {
+        for segment in region.segments() {
+            if usize::from(region.home(segment)) == shard.index {
+                let home = home_of(core, world, region, segment);
+                if usize::from(home) != shard.index {
+                    move_home(core, world, region, segment, home);
+                }
+            }
+        }
+    }
+}
+
+/// Finds the first homes of a new region, which no shard knows yet.
+pub(crate) fn find_homes(core: &Core, world: &World, region: &Region) {
+    for segment in region.segments() {
+        let home = home_of(core, world, region, segment);
+        region.set_home(segment, home);
+        place_records(core, world, region, segment);
+    }
+}
+
+/// Makes `home` scan a segment from its next pass on, and before the full scan that is under way is
+/// over (S3.4). The caller is the segment's home, or keeps all batches out.
+pub(crate) fn move_home(core: &Core, world: &World, region: &Region, segment: usize, home: u16) {
+    region.set_home(segment, home);
+    place_records(core, world, region, segment);
+    core.scan_again(home);
+}
+
+/// The node that most of a segment's own memory is on, as far as a sample tells; of frames nothing
+/// is to be learnt, for they may be anywhere. Where it is a draw, it stays where it is.
+fn home_of(core: &Core, world: &World, region: &Region, segment: usize) -> u16 {
+    let pages = region.segment(segment);
+    let step = ((pages.end - pages.start) / SAMPLE).max(1);
+    let records = world.pages.records(region.slot);
+    let runs: Vec<_> = (pages.start..pages.end)
+        .step_by(usize::try_from(step).expect("smaller than a segment"))
+        .filter(|index| is_own(records, *index))
+        .map(|index| region.vpn(index)..Vpn(region.vpn(index).0 + 1))
+        .collect();
+    let mut nids = Vec::with_capacity(runs.len());
+    // Where nobody can say, it stays where it is.
+    let _ = region.program.memory.nodes_of(&runs, &mut nids);
+    let mut count = vec![0_u32; core.nids.len()];
+    for node in (0..nids.len()).filter_map(|at| core.node_of(&nids, at)) {
+        count[usize::from(core.shard_for(node))] += 1;
+    }
+    let now = core.shard_for(region.home(segment));
+    let most = (0..core.node_count()).max_by_key(|node| (count[usize::from(*node)], *node == now));
+    most.unwrap_or(now)
+}
+
+fn is_own(records: &[Record], index: u64) -> bool {
+    let record = &records[usize::try_from(index).expect("a page of the region")];
+    !matches!(record.state(), PageState::Merged(_) | PageState::Zero)
+}
+
+/// Puts the records of a segment on its home's node.
+fn place_records(core: &Core, world: &World, region: &Region, segment: usize) {
+    let bytes = world.record_bytes(region, segment);
+    // Where that can't be done they are read from afar.
+    let _ = core.nodes.place(bytes, core.nids[usize::from(region.home(segment))]);
+}

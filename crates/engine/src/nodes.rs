@@ -1,0 +1,209 @@
+//! What happens on each node, and where memory lies: a view for operators, made when it is asked
+//! for.
+
+use std::collections::BTreeMap;
+
+use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, TreeId, rmap};
+use numerge_topology::Nid;
+
+use crate::core::Core;
+use crate::machine::MemoryError;
+use crate::region::Region;
+
+/// Contents walked, and pages and frames whose nodes are asked for, at once.
+const WALKED: usize = 1024;
+
+/// One node in numbers. Frames count where their memory is now, whatever tree they are in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeReport {
+    /// The node.
+    pub nid: Nid,
+    /// Whether its shard is at work.
+    pub online: bool,
+    /// Pages of all regions that its shard scans.
+    pub pages_home: u64,
+    /// Looks at pages of this node by its own threads.
+    pub pages_scanned: u64,
+    /// Looks at pages of this node by threads of other nodes.
+    pub pages_scanned_remote: u64,
+    /// Frames in use on it.
+    pub pages_shared: u64,
+    /// Pages mapped to frames on it beyond the first of each.
+    pub pages_sharing: u64,
+    /// Contents with several frames, the fullest of which is on it.
+    pub stable_node_chains: u64,
+    /// Frames of such contents on it.
+    pub stable_node_dups: u64,
+    /// Stable nodes taken out of its tree to the migrate queue, in all.
+    pub stable_nodes_queued: u64,
+    /// Stable nodes put in its tree out of the migrate queue, in all.
+    pub stable_nodes_replaced: u64,
+    /// Pages mapped to frames on it whose home is another node.
+    pub sharers_remote: u64,
+    /// Bytes of page records and candidates' tables meant for this node that are on it.
+    pub metadata_bytes: u64,
+    /// The same that are elsewhere.
+    pub metadata_bytes_remote: u64,
+}
+
+/// How many pages of something are on each node.
+pub type PagesByNode = BTreeMap<Nid, u64>;
+
+/// One node's frame pool.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PoolReport {
+    /// The node it was made for.
+    pub nid: Nid,
+    /// Where its frames in use are now.
+    pub frames: PagesByNode,
+}
+
+/// All nodes, in order.
+pub(crate) fn report(core: &Core, reader: &Handle) -> Vec<NodeReport> {
+    let mut reports: Vec<NodeReport> = core.shards.iter().map(of_shard).collect();
+    for tree in (0..core.node_count()).map(TreeId) {
+        each_content(core, reader, tree, |contents| count_frames(core, contents, &mut reports));
+    }
+    let world = core.world();
+    for region in world.regions() {
+        for segment in region.segments() {
+            let pages = region.segment(segment);
+            let report = &mut reports[usize::from(region.home(segment))];
+            report.pages_home += pages.end - pages.start;
+            let here = core.nodes.places(world.record_bytes(region, segment)).unwrap_or_default();
+            count_metadata(report, &here);
+        }
+    }
+    if core.has_tree_per_node() {
+        for (node, report) in (0..).zip(&mut reports) {
+            let bytes = world.unstable(TreeId(node)).bytes();
+            count_metadata(report, &core.nodes.places(bytes).unwrap_or_default());
+        }
+    }
+    reports
+}
+
+fn of_shard(shard: &crate::shard::Shard) -> NodeReport {
+    NodeReport {
+        nid: shard.nid,
+        online: shard.is_online(),
+        pages_home: 0,
+        pages_scanned: shard.scanned_here.get(),
+        pages_scanned_remote: shard.scanned_elsewhere.get(),
+        pages_shared: 0,
+        pages_sharing: 0,
+        stable_node_chains: 0,
+        stable_node_dups: 0,
+        stable_nodes_queued: shard.queued.get(),
+        stable_nodes_replaced: shard.replaced.get(),
+        sharers_remote: 0,
+        metadata_bytes: 0,
+        metadata_bytes_remote: 0,
+    }
+}
+
+fn count_metadata(report: &mut NodeReport, places: &[(Nid, u64)]) {
+    for (nid, pages) in places {
+        let bytes = pages * crate::machine::PAGE_SIZE as u64;
+        if *nid == report.nid {
+            report.metadata_bytes += bytes;
+        } else {
+            report.metadata_bytes_remote += bytes;
+        }
+    }
+}
+
+/// The frames of one content, and whether they are dups under a chain.
+type Content = (Vec<Kpfn>, bool);
+
+fn each_content(core: &Core, reader: &Handle, tree: TreeId, mut each: impl FnMut(&[Content])) {
+    let mut next = Some(Fingerprint::new(0));
+    while let Some(from) = next {
+        let mut contents: Vec<Content> = Vec::new();
+        let found = |frames: &mut dyn Iterator<Item = Kpfn>, chain| {
+            contents.push((frames.collect(), chain));
+        };
+        next = core.forest.each_content(&reader.pin(), tree, from, WALKED, found);
+        each(&contents);
+    }
+}
+
+fn count_frames(core: &Core, contents: &[Content], reports: &mut [NodeReport]) {
+    let kpfns: Vec<Kpfn> = contents.iter().flat_map(|(frames, _)| frames).copied().collect();
+    let mut nids = Vec::with_capacity(kpfns.len());
+    core.frames.nodes_of(&kpfns, &mut nids);
+    let mut at = 0;
+    for (frames, is_chain) in contents {
+        let mut fullest = (0, None);
+        for kpfn in frames {
+            let node = core.node_of(&nids, at).map(usize::from);
+            at += 1;
+            let (sharers, Some(node)) = (u64::from(core.forest.sharers(*kpfn)), node) else {
+                continue;
+            };
+            if sharers == 0 {
+                continue; // on its way out
+            }
+            let report = &mut reports[node];
+            report.pages_shared += 1;
+            report.pages_sharing += sharers - 1;
+            report.stable_node_dups += u64::from(*is_chain);
+            report.sharers_remote += remote_sharers(core, *kpfn, node);
+            fullest = fullest.max((sharers, Some(node)));
+        }
+        if let (true, (_, Some(node))) = (is_chain, fullest) {
+            reports[node].stable_node_chains += 1;
+        }
+    }
+}
+
+fn remote_sharers(core: &Core, kpfn: Kpfn, node: usize) -> u64 {
+    let world = core.world();
+    let mut pages: Vec<PageId> = Vec::new();
+    if let Some(head) = core.forest.rmap_head(kpfn) {
+        rmap::sharers(head, &world.pages, &mut pages);
+    }
+    let home = |page: &PageId| {
+        let (region, index) = world.locate(*page);
+        usize::from(region.home_of(index))
+    };
+    pages.iter().filter(|page| home(page) != node).count() as u64
+}
+
+/// Where a region's pages are now, merged ones where their frames are.
+pub(crate) fn pages_of(region: &Region) -> Result<PagesByNode, MemoryError> {
+    let (mut pages, mut nids) = (PagesByNode::new(), Vec::new());
+    let mut start = 0;
+    while start < region.len() {
+        let end = (start + WALKED as u64).min(region.len());
+        nids.clear();
+        region.program.memory.nodes_of(&[region.vpn(start)..region.vpn(end)], &mut nids)?;
+        nids.iter().flatten().for_each(|nid| *pages.entry(*nid).or_default() += 1);
+        start = end;
+    }
+    Ok(pages)
+}
+
+/// All nodes' pools.
+pub(crate) fn pools(core: &Core, reader: &Handle) -> Vec<PoolReport> {
+    let mut reports: Vec<_> = core
+        .nids
+        .iter()
+        .map(|&nid| (core.frames.pool(nid), PoolReport { nid, frames: PagesByNode::new() }))
+        .collect();
+    for tree in (0..core.node_count()).map(TreeId) {
+        each_content(core, reader, tree, |contents| {
+            let kpfns: Vec<Kpfn> = contents.iter().flat_map(|(all, _)| all).copied().collect();
+            let mut nids = Vec::with_capacity(kpfns.len());
+            core.frames.nodes_of(&kpfns, &mut nids);
+            for (kpfn, nid) in kpfns.iter().zip(nids) {
+                let of = |ranges: &[std::ops::Range<Kpfn>]| ranges.iter().any(|r| r.contains(kpfn));
+                let pool = reports.iter_mut().find(|(ranges, _)| of(ranges));
+                if let (Some((_, pool)), Some(nid)) = (pool, nid) {
+                    *pool.frames.entry(nid).or_default() += 1;
+                }
+            }
+        });
+    }
+    reports.into_iter().map(|(_, report)| report).collect()
+}
