@@ -429,6 +429,9 @@ impl Core {
         let mut passes = self.passes();
         passes.ended[usize::from(shard)] = false;
         passes.void[usize::from(shard)] = true;
+        drop(passes);
+        // Nor has it asked where those candidates are.
+        self.shards[usize::from(shard)].forget_news();
     }
 
     /// A full scan is over when every shard has ended a pass since the last one was (S3.4).

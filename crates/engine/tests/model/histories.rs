@@ -39,6 +39,9 @@ enum Step {
     Advance(u32),
     MovePage { page: usize, node: usize },
     MoveFrame { frame: usize, node: usize },
+    MoveRegion { region: usize, node: usize },
+    Offline(usize),
+    Online(usize),
 }
 
 fn step(nodes: usize) -> impl Strategy<Value = Step> {
@@ -57,6 +60,9 @@ fn step(nodes: usize) -> impl Strategy<Value = Step> {
         2 => (0..100_u32).prop_map(Step::Advance),
         2 => (0..pages, 0..nodes).prop_map(|(page, node)| Step::MovePage { page, node }),
         3 => (0..64_usize, 0..nodes).prop_map(|(frame, node)| Step::MoveFrame { frame, node }),
+        1 => (0..nodes, 0..nodes).prop_map(|(region, node)| Step::MoveRegion { region, node }),
+        1 => (0..nodes).prop_map(Step::Offline),
+        2 => (0..nodes).prop_map(Step::Online),
     ]
 }
 
@@ -153,6 +159,20 @@ impl Pair {
                 machine.move_page(vpn(page), machine_nid(node));
                 model.move_page(page, node);
             }
+            Step::MoveRegion { region, node } => {
+                for page in region * PAGES_A_NODE..(region + 1) * PAGES_A_NODE {
+                    machine.move_page(vpn(page), machine_nid(node));
+                    model.move_page(page, node);
+                }
+            }
+            Step::Offline(node) => {
+                let done = engine.offline_node(machine_nid(node)).is_ok();
+                assert_eq!(done, model.offline(node), "the last node");
+            }
+            Step::Online(node) => {
+                engine.online_node(machine_nid(node)).unwrap();
+                model.online(node);
+            }
             Step::MoveFrame { frame, node } => {
                 let frames = model.frames();
                 if !frames.is_empty() {
@@ -166,7 +186,9 @@ impl Pair {
 
     fn scan(&mut self, node: usize) {
         self.engine.scan_node(machine_nid(node));
-        self.model.scan(node);
+        if !self.model.scan(node) {
+            return;
+        }
         let frames = self.machine.frames();
         let nodes = engine_nodes(&self.machine);
         let frame_of: Vec<Option<(u64, usize)>> = (0..self.page_count())
@@ -253,7 +275,7 @@ proptest! {
         let mut pair = Pair::new(nodes, u64::from(u32::MAX), 120);
         for step in &steps {
             pair.take(step);
-            if matches!(step, Step::Scan | Step::Unmerge | Step::Limit(_)) {
+            if matches!(step, Step::Scan | Step::Unmerge | Step::Limit(_) | Step::Offline(_)) {
                 pair.check();
             }
         }

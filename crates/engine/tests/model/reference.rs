@@ -77,15 +77,19 @@ pub(crate) struct Model {
     /// When a content that is in a tree was last pruned. One that never was may be at once, once
     /// the engine has run for as long as two prunes are apart.
     pruned_at: BTreeMap<Class, u32>,
-    /// Nodes with a shard each; pages are scanned by the shard of their region.
-    shards: Vec<Vec<usize>>,
+    /// The pages of each region, and the node whose shard scans it.
+    regions: Vec<(Vec<usize>, Node)>,
+    /// Which nodes are online.
+    online: Vec<bool>,
+    /// Shards that ended a pass of the full scan that is under way.
+    ended: Vec<bool>,
     full_scans: u64,
     next_frame: u64,
 }
 
 impl Model {
-    /// `shards`: for each node, the pages that its shard scans.
-    pub(crate) fn new(knobs: Knobs, pages: usize, shards: Vec<Vec<usize>>) -> Self {
+    /// `regions`: for each node, the pages of the region that is at home there.
+    pub(crate) fn new(knobs: Knobs, pages: usize, regions: Vec<Vec<usize>>) -> Self {
         let untouched =
             Page { content: None, node: 0, dirty: false, pending: false, state: State::Untouched };
         Self {
@@ -95,7 +99,9 @@ impl Model {
             frames: BTreeMap::new(),
             chains: BTreeSet::new(),
             pruned_at: BTreeMap::new(),
-            shards,
+            online: vec![true; regions.len()],
+            ended: vec![false; regions.len()],
+            regions: regions.into_iter().zip(0..).collect(),
             full_scans: 0,
             next_frame: 0,
         }
@@ -139,27 +145,139 @@ impl Model {
 
     /// Every page is visited once.
     pub(crate) fn full_scan(&mut self) {
-        (0..self.shards.len()).for_each(|shard| self.scan(shard));
+        (0..self.online.len()).for_each(|shard| {
+            self.scan(shard);
+        });
     }
 
-    /// Every page of a shard is visited once. The shards take turns, the last ends a full scan.
-    pub(crate) fn scan(&mut self, shard: usize) {
-        if !self.knobs.merge_across_nodes && self.shards.len() > 1 {
+    /// Every page of a shard is visited once. When all shards have done that, a full scan is over.
+    /// False, and nothing is done, if the node is offline.
+    pub(crate) fn scan(&mut self, shard: usize) -> bool {
+        if !self.online[shard] {
+            return false;
+        }
+        self.give_away(shard);
+        if !self.knobs.merge_across_nodes && self.online.len() > 1 {
             self.migrate(shard);
         }
-        let pages = self.shards[shard].clone();
+        let pages: Vec<usize> = self
+            .regions
+            .iter()
+            .filter(|(_, home)| *home == shard)
+            .flat_map(|(r, _)| r.clone())
+            .collect();
+        for &page in &pages {
+            self.drop_if_moved(page);
+        }
         let candidates: Vec<usize> = pages.into_iter().filter(|page| self.judge(*page)).collect();
         let mut looked_up = BTreeSet::new();
         for page in candidates {
             self.merge(page, &mut looked_up);
         }
-        if shard == self.shards.len() - 1 {
+        self.ended[shard] = true;
+        if self.ended.iter().zip(&self.online).all(|(ended, online)| *ended || !online) {
+            self.ended.fill(false);
             self.full_scans += 1;
+        }
+        true
+    }
+
+    /// The node that does a node's work: itself, or the first that is online, for all are as near.
+    fn shard_for(&self, node: Node) -> Node {
+        if self.online[node] {
+            return node;
+        }
+        self.online.iter().position(|online| *online).expect("one is online")
+    }
+
+    /// Regions most of whose own memory is elsewhere are scanned from there from now on.
+    fn give_away(&mut self, shard: usize) {
+        if self.online.len() == 1 {
+            return;
+        }
+        for region in 0..self.regions.len() {
+            let (pages, home) = &self.regions[region];
+            if *home != shard {
+                continue;
+            }
+            let mut count = vec![0; self.online.len()];
+            for page in pages.iter().map(|page| &self.pages[*page]) {
+                let own = !matches!(page.state, State::Merged(_) | State::Zero);
+                if own && page.content.is_some() {
+                    count[self.shard_for(page.node)] += 1;
+                }
+            }
+            let most = (0..count.len()).max_by_key(|node| (count[*node], *node == shard));
+            self.move_home(region, most.expect("there are nodes"));
         }
     }
 
-    /// Whether the page is a candidate now (S3.1).
+    fn move_home(&mut self, region: usize, home: Node) {
+        if self.regions[region].1 != home {
+            self.regions[region].1 = home;
+            self.ended[home] = false;
+        }
+    }
+
+    /// A candidate whose memory was moved off its tree's node is none any more (S4.1).
+    fn drop_if_moved(&mut self, number: usize) {
+        let page = self.pages[number];
+        if let State::Unshared((tree, _)) = page.state
+            && self.tree(page.node) != tree
+        {
+            self.pages[number].state = State::Unread;
+            self.pages[number].pending = true;
+        }
+    }
+
+    /// A node goes offline; false: it is the last.
+    pub(crate) fn offline(&mut self, node: Node) -> bool {
+        if self.online[node] {
+            if self.online.iter().filter(|online| **online).count() == 1 {
+                return false;
+            }
+            self.online[node] = false;
+            for region in 0..self.regions.len() {
+                if self.regions[region].1 == node {
+                    self.move_home(region, self.shard_for(node));
+                }
+            }
+        }
+        let there: Vec<u64> = self
+            .frames
+            .iter()
+            .filter(|(_, frame)| frame.node == node)
+            .map(|(number, _)| *number)
+            .collect();
+        for frame in there {
+            for page in self.frames[&frame].sharers.clone() {
+                self.unshare(page, frame);
+                let page = &mut self.pages[page];
+                if !page.dirty {
+                    page.node = node;
+                }
+                page.state = State::Unread;
+                page.pending = true;
+            }
+        }
+        true
+    }
+
+    /// A node is back.
+    pub(crate) fn online(&mut self, node: Node) {
+        self.online[node] = true;
+    }
+
+    /// Whether the page is a candidate now. On a node that is offline nothing is merged.
     fn judge(&mut self, number: usize) -> bool {
+        let seen_twice = self.is_seen_twice(number);
+        let online = self.online[self.pages[number].node];
+        self.pages[number].pending |= seen_twice && !online;
+        seen_twice && online
+    }
+
+    /// Looks at a page (S3.1).
+    fn is_seen_twice(&mut self, number: usize) -> bool {
         let page = self.pages[number];
         let Some(content) = page.content else { return false };
         let was_pending = page.pending;
@@ -306,7 +424,13 @@ impl Model {
             let class = (frame.node, content);
             let resident = self.frames_of(class).next().is_some();
             if resident && frame.sharers.len() == 1 {
-                if !frame.sharers.iter().all(|page| self.shards[shard].contains(page)) {
+                let home = |page: &usize| {
+                    self.regions
+                        .iter()
+                        .find(|(pages, _)| pages.contains(page))
+                        .map(|(_, home)| *home)
+                };
+                if !frame.sharers.iter().all(|page| home(page) == Some(shard)) {
                     continue;
                 }
                 self.prune(class);
