@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::{Content, Machine};
 use numerge_engine::machine::{
-    Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Target, Vpn, Written,
+    Frames, Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Target, Vpn, Written,
 };
-use numerge_engine::{Engine, EngineOptions, Knob, Nid};
+use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid};
 use parking_lot::Mutex;
 
 use bed::{NIDS, topology};
@@ -254,6 +254,47 @@ fn disturb(machine: &Machine, contents: &Contents, random: &Random, discards: bo
     }
 }
 
+/// Nodes and frames that come and go, by command and because the machine does it. Gives the frames
+/// that are offline in the end.
+fn plug(
+    engine: &Engine,
+    machine: &Machine,
+    random: &Random,
+    stop: &AtomicBool,
+) -> Vec<Range<Kpfn>> {
+    let mut closed: Vec<Range<Kpfn>> = Vec::new();
+    while !stop.load(SeqCst) {
+        std::thread::sleep(Duration::from_micros(random.below(4000)));
+        let nid = NIDS[usize::try_from(random.below(3)).unwrap()];
+        match random.below(12) {
+            // It may be the last, or there may be no memory for the pages that are to be unmerged.
+            0 => drop(engine.offline_node(nid)),
+            1..4 => engine.online_node(nid).unwrap(),
+            // One stays, as the machine would have it.
+            4 if nid != NIDS[0] => machine.take_node(nid, NIDS[0]),
+            5..8 => machine.give_node(nid),
+            8 => {
+                let pool = Frames::pool(machine, nid)[0].start.0;
+                let first = pool + random.below(200);
+                let frames = Kpfn(first)..Kpfn(first + 1 + random.below(100));
+                if engine.offline_frames(frames.clone()).is_ok() {
+                    closed.push(frames);
+                }
+            }
+            9 | 10 => {
+                if let Some(frames) = closed.pop() {
+                    engine.online_frames(frames).unwrap();
+                }
+            }
+            _ => {
+                let shared: u64 = engine.nodes().iter().map(|node| node.pages_shared).sum();
+                assert!(shared < PAGES);
+            }
+        }
+    }
+    closed
+}
+
 struct World {
     machine: Arc<Machine>,
     programs: Vec<Arc<Program>>,
@@ -329,6 +370,10 @@ fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) 
                 }
             }
         });
+        let plugger = scope.spawn(|| {
+            let _stop = StopOnPanic(&stop);
+            plug(&engine, machine, &Random::new(seed << 32 | 111 << 16), &stop)
+        });
         let _stop = StopOnPanic(&stop);
         let mut limit = 3;
         while Instant::now() < until && !stop.load(SeqCst) {
@@ -364,8 +409,15 @@ fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) 
             }
         }
         stop.store(true, SeqCst);
+        for frames in plugger.join().unwrap() {
+            engine.online_frames(frames).unwrap();
+        }
     });
     // At rest.
+    for nid in NIDS {
+        machine.give_node(nid);
+        engine.online_node(nid).unwrap();
+    }
     set_faults(false);
     machine.limit(u64::MAX, u64::MAX);
     machine.set_mappings(Mappings { used: 0, limit: u64::MAX });
@@ -420,18 +472,18 @@ fn check_at_rest(engine: &Engine, machine: &Machine, across: bool) {
     assert!(frames.iter().all(|frame| frame.2 <= engine.knob(Knob::MaxPageSharing)));
     assert_eq!((c.pages_volatile, c.pages_held, c.pages_over_budget), (0, 0, 0), "{c:?}");
     assert_eq!(c.stable_nodes_queued, 0, "{c:?}");
-    if across {
-        // What is equal is merged: no page was forgotten.
-        let mut alone = std::collections::BTreeMap::<Content, u64>::new();
-        for page in (0..PAGES).map(Vpn) {
-            if machine.frame_of(page).is_none() {
-                *alone.entry(machine.read(page)).or_default() += 1;
-            }
-        }
+    // What is equal, and on one node if each has its own tree, is merged: no page was forgotten.
+    let mut nids = Vec::new();
+    Memory::nodes_of(machine, &[Vpn(0)..Vpn(PAGES)], &mut nids).unwrap();
+    let mut alone = std::collections::BTreeMap::<(Option<Nid>, Content), u64>::new();
+    for (page, nid) in (0..PAGES).map(Vpn).zip(nids) {
         // Content 0: never touched, or the machine's page of zeros.
-        alone.remove(&0);
-        assert!(alone.values().all(|pages| *pages == 1), "not merged: {alone:?} {c:?}");
+        let content = machine.read(page);
+        if machine.frame_of(page).is_none() && content != 0 {
+            *alone.entry((nid.filter(|_| !across), content)).or_default() += 1;
+        }
     }
+    assert!(alone.values().all(|pages| *pages == 1), "not merged: {alone:?} {c:?}");
 }
 
 /// Has the other threads end when this one fails, so that the failure is seen.

@@ -43,7 +43,11 @@ impl Bed {
     }
 
     pub(crate) fn with(nodes: usize, pages: u64, options: EngineOptions) -> Self {
-        let machine = Machine::new(topology(nodes), usize::try_from(pages).unwrap());
+        Self::of(topology(nodes), pages, options)
+    }
+
+    pub(crate) fn of(topology: Topology, pages: u64, options: EngineOptions) -> Self {
+        let machine = Machine::new(topology, usize::try_from(pages).unwrap());
         let clock = Arc::new(AtomicU32::new(0));
         let options = EngineOptions { clock: Clock::Manual(Arc::clone(&clock)), ..options };
         let engine = Engine::new(machine.clone(), machine.clone(), options).unwrap();

@@ -5,7 +5,9 @@
 mod bed;
 mod content;
 mod control;
+mod homes;
 mod limit;
 mod numa;
+mod offline;
 mod races;
 mod scanning;
