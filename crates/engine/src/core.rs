@@ -309,6 +309,12 @@ impl Core {
                 world.fit_first(usize::try_from(self.unmerged()).unwrap_or(more));
             }
             world.resize(more);
+            if self.has_tree_per_node() {
+                for (node, nid) in (0..).zip(&self.nids) {
+                    // Where that can't be done the tree is read from afar.
+                    let _ = self.nodes.place(world.unstable(TreeId(node)).bytes(), *nid);
+                }
+            }
         }
     }
 
