@@ -44,6 +44,10 @@ threes! {
     queue_against_last_share_and_placing: Regular ToQueue GiveUp PlaceThere 2,
     placing_against_last_share_and_prune: Chain Place GiveUp Prune 2,
     queue_and_placing_of_one_content: Regular ToQueue Place AddDup 1,
+    two_migrations_of_one_frame: Regular ToQueue PlaceThere ToQueue 2,
+    two_migrations_and_a_lookup: Regular ToQueue ToQueue Hit 2,
+    a_migration_against_a_range_and_last_share: Regular ToQueue Collect GiveUp 2,
+    placing_against_a_prune_and_a_lookup: Chain PlaceThere Prune Hit 2,
     // Ranges.
     a_range_against_insert_and_erase: Regular Collect Insert GiveUp 2,
     a_range_against_placing_and_dup: Regular Collect Place AddDup 2,
