@@ -43,6 +43,33 @@ pub(crate) fn holds(region: &Region, page: usize, content: u64) -> bool {
     found == page_of(content)
 }
 
+/// Fails with what is there if a page does not hold `content`.
+pub(crate) fn check(region: &Region, page: usize, content: u64) {
+    let mut found = [0; PAGE];
+    region.read(page * PAGE, &mut found).unwrap();
+    let wanted = page_of(content);
+    if found != wanted {
+        let differ: Vec<usize> = (0..PAGE).filter(|at| found[*at] != wanted[*at]).collect();
+        let known = (0..100).find(|content| found == page_of(*content));
+        let mut later = [0; PAGE];
+        region.read(page * PAGE, &mut later).unwrap();
+        panic!(
+            "page {page} changed: {content} was written, {known:?} is there, {} bytes differ from \
+             {} to {}; on a second look {}",
+            differ.len(),
+            differ[0],
+            differ[differ.len() - 1],
+            if later == wanted {
+                "it is right"
+            } else if later == found {
+                "the same"
+            } else {
+                "again another"
+            },
+        );
+    }
+}
+
 /// Waits until `count` more full scans are over.
 pub(crate) fn scans(merger: &Merger, count: u64) -> Counters {
     let start = Instant::now();

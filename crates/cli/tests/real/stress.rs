@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use numerge::{Knob, KnobError, Region};
 
-use crate::bed::{check_sums, holds, merger, settle, write};
+use crate::bed::{check, check_sums, merger, settle, write};
 
 const PAGES: usize = 4096;
 const WRITERS: usize = 2;
@@ -33,7 +33,7 @@ fn writer(region: &Region, number: usize, stop: &AtomicBool, checks: &AtomicU64)
     let mut contents = vec![1; PAGES];
     while !stop.load(Ordering::Relaxed) {
         let page = mine[usize::try_from(random.below(mine.len() as u64)).unwrap()];
-        assert!(holds(region, page, contents[page]), "page {page} changed");
+        check(region, page, contents[page]);
         contents[page] = random.below(CONTENTS);
         write(region, page, contents[page]);
         checks.fetch_add(1, Ordering::Relaxed);
@@ -47,7 +47,7 @@ fn writer(region: &Region, number: usize, stop: &AtomicBool, checks: &AtomicU64)
 fn reader(region: &Region, stop: &AtomicBool, checks: &AtomicU64) {
     while !stop.load(Ordering::Relaxed) {
         for page in PAGES / 2..PAGES {
-            assert!(holds(region, page, still(page)), "page {page} changed");
+            check(region, page, still(page));
             checks.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -107,7 +107,7 @@ fn s1_1_writers_keep_writing_and_nothing_changes_but_by_them() {
         let contents: Vec<Vec<u64>> =
             writers.into_iter().map(|writer| writer.join().unwrap()).collect();
         for page in 0..PAGES / 2 {
-            assert!(holds(&region, page, contents[page % WRITERS][page]), "page {page} changed");
+            check(&region, page, contents[page % WRITERS][page]);
         }
         (rounds, most_merged)
     });
