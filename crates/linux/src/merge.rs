@@ -272,7 +272,7 @@ impl ProcessMemory {
         let mut at = 0;
         while at < places.len() {
             let place = places[at];
-            let len = places[at..].iter().take_while(|next| **next == place).count();
+            let mut len = places[at..].iter().take_while(|next| **next == place).count();
             let run = pages.start.plus(at as u64)..pages.start.plus((at + len) as u64);
             let outcome = match place {
                 Place::Settled(outcome) => outcome,
@@ -283,11 +283,14 @@ impl ProcessMemory {
                 Place::Equal => {
                     let mapped = match goal {
                         Goal::Frames(frames) => {
-                            map_frames(&run, frames, first + at as u64, attributes)
+                            let mapped = map_frames(&run, frames, first + at as u64, attributes);
+                            if mapped.is_ok() { len } else { 0 }
                         }
                         Goal::Zero => self.map_zeros(&run),
                     };
-                    if mapped.is_ok() {
+                    if mapped > 0 {
+                        // What could not be mapped gets its turn next.
+                        len = mapped;
                         Outcome::Merged
                     } else {
                         self.refill(&run);
@@ -301,8 +304,9 @@ impl ProcessMemory {
         }
     }
 
-    /// Maps the page of zeros to missing pages, all or none.
-    fn map_zeros(&self, run: &Range<Vpn>) -> io::Result<()> {
+    /// Maps the page of zeros to missing pages, and gives how many: what is mapped is in the
+    /// program's view at once, and may be written to, so that it can't be taken back.
+    fn map_zeros(&self, run: &Range<Vpn>) -> usize {
         let all = span(run);
         let (mut done, mut longest, mut tries) = (0, all.len, 0);
         while done < all.len {
@@ -319,17 +323,10 @@ impl ProcessMemory {
                 Some(libc::ENOENT | libc::EINVAL) if part.len > PAGE_BYTES => {
                     longest = part.len / PAGE_BYTES / 2 * PAGE_BYTES;
                 }
-                Some(error) => {
-                    // SAFETY: these pages hold nothing but zero pages mapped just now; the program's
-                    // content is staged, and accesses meanwhile wait for it.
-                    unsafe {
-                        libc::madvise(pointer(run.start).cast(), size(done), libc::MADV_DONTNEED)
-                    };
-                    return Err(io::Error::from_raw_os_error(error));
-                }
+                Some(_) => break,
             }
         }
-        Ok(())
+        size(done) / PAGE_SIZE
     }
 
     /// Where the n-th staged page is.
