@@ -99,7 +99,9 @@ impl Memory for Held {
         ranges.iter().for_each(|pages| Self::run(&self.unmerge, pages));
         if let Some(nid) = *self.copies_on.lock() {
             let pages = ranges.iter().flat_map(|range| range.start.0..range.end.0);
-            pages.for_each(|page| self.machine.move_page(Vpn(page), nid));
+            let count = pages.map(|page| self.machine.move_page(Vpn(page), nid)).count();
+            // As on a real machine.
+            std::thread::sleep(Duration::from_micros(3 * count as u64));
         }
         Ok(())
     }
