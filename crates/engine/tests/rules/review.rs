@@ -32,8 +32,12 @@ struct Held {
     read: Mutex<Option<(Vpn, Hook)>>,
     /// Done by the next `written` that meets this page.
     written: Mutex<Option<(Vpn, Hook)>>,
+    /// Whether `written` fails.
+    written_fails: AtomicBool,
     /// How often asking for the nodes of pages that these lie in fails.
     nodes_fail: Mutex<(Range<u64>, u64)>,
+    /// Whether nobody can say where frames are.
+    frames_unknown: AtomicBool,
     /// Microseconds that asking for the nodes of frames takes.
     frame_nodes_us: AtomicU64,
 }
@@ -48,7 +52,9 @@ impl Held {
             copies_on: Mutex::default(),
             read: Mutex::default(),
             written: Mutex::default(),
+            written_fails: AtomicBool::new(false),
             nodes_fail: Mutex::new((0..0, 0)),
+            frames_unknown: AtomicBool::new(false),
             frame_nodes_us: AtomicU64::new(0),
         })
     }
@@ -76,6 +82,10 @@ impl Memory for Held {
         max_pages: u64,
         out: &mut Vec<Written>,
     ) -> Result<Vpn, MemoryError> {
+        if self.written_fails.load(SeqCst) {
+            let source = std::io::ErrorKind::Other.into();
+            return Err(MemoryError::System { call: "test", source });
+        }
         let reached = self.machine.written(pages.clone(), max_pages, out);
         Self::run(&self.written, &pages);
         reached
@@ -161,6 +171,10 @@ impl Frames for Held {
         let us = self.frame_nodes_us.load(SeqCst);
         if us > 0 {
             std::thread::sleep(Duration::from_micros(us));
+        }
+        if self.frames_unknown.load(SeqCst) {
+            out.extend(kpfns.iter().map(|_| None));
+            return;
         }
         Frames::nodes_of(&*self.machine, kpfns, out);
     }
@@ -324,6 +338,21 @@ fn s4_1_a_candidate_that_moved_is_found_though_the_machine_could_not_be_asked_on
     assert_eq!(figures(&stand.engine.counters()), [1, 1, 2, 0, 0]);
 }
 
+/// The same for frames: swapped out at that moment, or the machine could not be asked.
+#[test]
+fn s4_3_a_moved_frame_is_found_though_the_machine_could_not_be_asked_once() {
+    let (stand, _, moved) = one_moved();
+    stand.held.frames_unknown.store(true, SeqCst);
+    stand.engine.full_scan();
+    stand.held.frames_unknown.store(false, SeqCst);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    // A page of the third node is merged with a frame on the second, for good.
+    stand.machine.write(Vpn(220), 60, NIDS[2]);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    assert_eq!(stand.engine.counters().stable_nodes_replaced, 1);
+    assert_ne!(stand.machine.frame_of(Vpn(220)), Some(moved));
+}
+
 /// Frames are moved back to a node that was taken offline.
 #[test]
 fn s4_5_nothing_is_moved_back_to_an_offline_node() {
@@ -465,6 +494,22 @@ fn s4_2_the_home_of_interleaved_memory_is_where_most_of_it_is() {
     bed.scan(2);
     let homes: Vec<u64> = bed.engine.nodes().iter().map(|node| node.pages_home).collect();
     assert_eq!(homes, [0, 8192], "three quarters are on the second node");
+}
+
+/// Nor if the walk on which candidates are asked for their node was cut short.
+#[test]
+fn s4_1_a_candidate_that_moved_is_found_though_the_machine_failed_to_report_once() {
+    let stand = stand(2, 20, &[NIDS[0], NIDS[1]], quiet());
+    stand.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+    stand.machine.write(Vpn(5), 5, NIDS[0]);
+    stand.machine.write(Vpn(25), 5, NIDS[1]);
+    (0..3).for_each(|_| stand.engine.full_scan());
+    stand.machine.move_page(Vpn(25), NIDS[0]);
+    stand.held.written_fails.store(true, SeqCst);
+    stand.engine.full_scan();
+    stand.held.written_fails.store(false, SeqCst);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    assert_eq!(figures(&stand.engine.counters()), [1, 1, 2, 0, 0]);
 }
 
 /// Memory on a node that came after the engine was built.
