@@ -526,3 +526,59 @@ fn the_machine_is_what_nodes_are() {
     assert_eq!(Nodes::online(&*stand.machine).unwrap(), NIDS[..2]);
     assert_eq!(stand.regions.len(), 1);
 }
+
+/// Looks at a region that is being let go of are put back at the front, again and again, so that
+/// nothing else is scanned until it is gone.
+#[test]
+fn s5_3_scanning_goes_on_while_a_large_region_is_let_go_of() {
+    let options = EngineOptions { threads_per_node: Some(1), ..EngineOptions::default() };
+    let pages = 100_000;
+    let mut stand = stand(1, pages, &[NIDS[0], NIDS[0]], options);
+    stand.engine.set(Knob::SleepMillisecs, 0).unwrap();
+    (1..pages).for_each(|page| stand.machine.write(Vpn(page), 1 + page / 2, NIDS[0]));
+    stand.engine.set(Knob::Run, 1).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while stand.engine.counters().pages_sharing < pages / 2 - 2 {
+        assert!(Instant::now() < until, "{:?}", stand.engine.counters());
+        wait(5);
+    }
+    stand.engine.set(Knob::Run, 0).unwrap();
+    // A pass that has much to do in the first region: second looks.
+    (0..20_000).for_each(|page| stand.machine.write(Vpn(page), page, NIDS[0]));
+    stand.engine.full_scan();
+    stand.engine.set(Knob::PagesToScan, 100).unwrap();
+    stand.engine.set(Knob::SleepMillisecs, 1).unwrap();
+    *stand.held.copies_on.lock() = Some(NIDS[0]);
+    let first = stand.regions.remove(0);
+    let busy = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for content in 1 << 40.. {
+                if !busy.load(SeqCst) {
+                    break;
+                }
+                stand.machine.write(Vpn(pages + content % 500), content, NIDS[0]);
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        stand.engine.set(Knob::Run, 1).unwrap();
+        wait(30);
+        let engine = &stand.engine;
+        let going = scope.spawn(move || drop(first));
+        wait(20);
+        let before = engine.counters();
+        let began = Instant::now();
+        let mut after = before.clone();
+        while !going.is_finished() {
+            after = engine.counters();
+            wait(1);
+        }
+        busy.store(false, SeqCst);
+        println!("{:?}", began.elapsed());
+        assert!(
+            after.pages_scanned > before.pages_scanned,
+            "nothing was scanned for {:?}: {before:?} {after:?}",
+            began.elapsed()
+        );
+    });
+}
