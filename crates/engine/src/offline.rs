@@ -84,13 +84,18 @@ pub(crate) fn stop_shard(core: &Core, node: u16) -> Result<(), OfflineError> {
     let heir = core.shard_for(node);
     // Before the heir can begin a pass on them, so that it does these first.
     let mut cursor = core.shards[usize::from(heir)].cursor();
-    cursor.put_back(looks);
+    if !looks.is_empty() {
+        // With these alone it is through with nothing of its own.
+        core.scan_again(heir);
+        cursor.put_back(looks);
+    }
     let world = core.world_mut();
     for region in world.regions() {
         for segment in region.segments().filter(|segment| region.home(*segment) == node) {
             homes::move_home(core, &world, region, segment, heir);
         }
     }
+    core.set_gone(node, true);
     Ok(())
 }
 
