@@ -55,7 +55,8 @@ pub(crate) struct Core {
     pub(crate) policy: Policy,
     world: RwLock<World>,
     passes: Mutex<Passes>,
-    /// [`Nodes::migrations`] when frames were last asked for their node.
+    /// [`Nodes::migrations`] when frames were last asked for their node. Who holds this takes frames
+    /// from trees to the queue and back; waited for only by who has no other lock.
     swept: Mutex<Option<u64>>,
     errors: Mutex<Vec<MemoryError>>,
 }
@@ -401,7 +402,9 @@ impl Core {
         let moved = migrations.is_some_and(|migrations| shard.is_news(migrations));
         // Also where the trees have become one since: a frame whose last sharer went while it was
         // queued is given back from there.
-        if self.forest.queued_len() > 0 {
+        if self.forest.queued_len() > 0
+            && let Some(_moving) = self.swept.try_lock()
+        {
             migrate::place_queued(self, &world, reader, shard);
         }
         let passes = self.tally.full_scans.get();
@@ -421,6 +424,11 @@ impl Core {
         if migrations.is_none() || migrations != *swept {
             *swept = migrations.filter(|_| migrate::sweep(self, reader));
         }
+    }
+
+    /// Keeps frames where they are, in a tree or on the queue, until the result is dropped.
+    pub(crate) fn hold_frames(&self) -> MutexGuard<'_, Option<u64>> {
+        self.swept.lock()
     }
 
     /// None if the machine can't say.

@@ -126,6 +126,7 @@ pub(crate) fn empty_frames(
 }
 
 fn empty(core: &Core, reader: &Handle, what: &What<'_>) -> Result<(), OfflineError> {
+    let _held = core.hold_frames();
     for _ in 0..ROUNDS {
         let mut found = empty_queue(core, reader, what)?;
         for tree in (0..core.node_count()).map(TreeId) {
@@ -158,6 +159,8 @@ fn empty_tree(
         what.retain(core, &mut kpfns);
         found |= !kpfns.is_empty();
         for kpfn in &kpfns {
+            // Out of the tree, or it would get new sharers as fast as it loses them.
+            core.forest.to_queue(&reader.pin(), *kpfn);
             evict(core, reader, *kpfn)?;
         }
     }

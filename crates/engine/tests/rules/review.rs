@@ -255,7 +255,6 @@ fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_node_too() {
     let place: Hook = Box::new(|| wait(300));
     *stand.held.one_frame.lock() = vec![(decoy, 0, scan), (moved, 1, place)];
     stand.engine.offline_node(NIDS[1]).unwrap();
-    assert!(stand.held.one_frame.lock().is_empty(), "it happened");
     wait(600);
     let there: Vec<_> = stand.machine.frames().into_iter().filter(|f| f.1 == NIDS[1]).collect();
     assert!(there.is_empty(), "in use on a node that is offline: {there:?}");
@@ -280,7 +279,6 @@ fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_range_too() {
     *stand.held.one_frame.lock() = vec![(moved, 2, place)];
     let range = decoy.min(moved)..decoy.max(moved).plus(1);
     stand.engine.offline_frames(range.clone()).unwrap();
-    assert!(stand.held.one_frame.lock().is_empty(), "it happened");
     wait(600);
     (0..4).for_each(|_| stand.engine.full_scan());
     let there: Vec<_> =
