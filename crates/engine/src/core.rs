@@ -55,7 +55,8 @@ pub(crate) struct Core {
     pub(crate) policy: Policy,
     world: RwLock<World>,
     passes: Mutex<Passes>,
-    /// [`Nodes::migrations`] when frames were last asked for their node.
+    /// [`Nodes::migrations`] when frames were last asked for their node. Who holds this takes frames
+    /// from trees to the queue and back; waited for only by who has no other lock.
     swept: Mutex<Option<u64>>,
     errors: Mutex<Vec<MemoryError>>,
 }
@@ -75,6 +76,8 @@ struct Passes {
     ended: Vec<bool>,
     /// Whose pass does not count, since it got something to scan after its beginning.
     void: Vec<bool>,
+    /// Who is offline and has handed over all it had.
+    gone: Vec<bool>,
 }
 
 /// What a batch did.
@@ -108,7 +111,7 @@ impl Core {
             prints,
             frames,
             nodes,
-            passes: Mutex::new(Passes { ended: none.clone(), void: none }),
+            passes: Mutex::new(Passes { ended: none.clone(), void: none.clone(), gone: none }),
             swept: Mutex::default(),
             nids,
             shards,
@@ -391,24 +394,23 @@ impl Core {
         reader: &Handle,
         is_wanted: &impl Fn() -> bool,
     ) -> bool {
+        let migrations = self.has_tree_per_node().then(|| self.migrations());
+        // Without the world: it takes as long as there are frames.
+        if let Some(migrations) = migrations.filter(|_| is_wanted()) {
+            self.sweep(reader, migrations);
+        }
         let world = self.world();
         if !is_wanted() {
             return false;
         }
         self.passes().void[shard.index] = false;
         homes::give_away(self, &world, shard);
-        let mut moved = false;
-        if self.has_tree_per_node() {
-            let migrations = self.migrations();
-            if migrations.is_none() || migrations != *self.swept.lock() {
-                migrate::sweep(self, reader);
-                *self.swept.lock() = migrations;
-            }
-            moved = shard.is_news(migrations);
-        }
+        let moved = migrations.is_some_and(|migrations| shard.is_news(migrations));
         // Also where the trees have become one since: a frame whose last sharer went while it was
         // queued is given back from there.
-        if self.forest.queued_len() > 0 {
+        if self.forest.queued_len() > 0
+            && let Some(_moving) = self.swept.try_lock()
+        {
             migrate::place_queued(self, &world, reader, shard);
         }
         let passes = self.tally.full_scans.get();
@@ -419,6 +421,20 @@ impl Core {
         }
         cursor.begin(&world, shard.index, moved);
         true
+    }
+
+    /// Looks for frames that were moved, if any memory was since that was last done. One shard does
+    /// it for all.
+    fn sweep(&self, reader: &Handle, migrations: Option<u64>) {
+        let Some(mut swept) = self.swept.try_lock() else { return };
+        if migrations.is_none() || migrations != *swept {
+            *swept = migrations.filter(|_| migrate::sweep(self, reader));
+        }
+    }
+
+    /// Keeps frames where they are, in a tree or on the queue, until the result is dropped.
+    pub(crate) fn hold_frames(&self) -> MutexGuard<'_, Option<u64>> {
+        self.swept.lock()
     }
 
     /// None if the machine can't say.
@@ -440,6 +456,13 @@ impl Core {
         self.shards[usize::from(shard)].forget_news();
     }
 
+    /// A shard ended and has nothing left to scan, or is back: full scans don't wait for it, or do.
+    pub(crate) fn set_gone(&self, shard: u16, gone: bool) {
+        let mut passes = self.passes();
+        passes.gone[usize::from(shard)] = gone;
+        passes.ended[usize::from(shard)] = false;
+    }
+
     /// A full scan is over when every shard has ended a pass since the last one was (S3.4).
     fn end_pass(&self, shard: &Shard) {
         if self.world().regions().next().is_none() {
@@ -449,8 +472,7 @@ impl Core {
         if !passes.void[shard.index] {
             passes.ended[shard.index] = true;
         }
-        if passes.ended.iter().zip(&self.shards).all(|(ended, shard)| *ended || !shard.is_online())
-        {
+        if passes.ended.iter().zip(&passes.gone).all(|(ended, gone)| *ended || *gone) {
             passes.ended.fill(false);
             self.tally.full_scans.add(1);
         }

@@ -59,6 +59,9 @@ fn home_of(core: &Core, world: &World, region: &Region, segment: usize) -> u16 {
     let records = world.pages.records(region.slot);
     let runs: Vec<_> = (pages.start..pages.end)
         .step_by(usize::try_from(step).expect("smaller than a segment"))
+        // Not at even distances, for memory may be interleaved.
+        .map(|index| index + (index.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % step)
+        .filter(|index| *index < pages.end)
         .filter(|index| is_own(records, *index))
         .map(|index| region.vpn(index)..Vpn(region.vpn(index).0 + 1))
         .collect();

@@ -129,6 +129,7 @@ impl Inner {
             return Ok(());
         }
         let nid = shard.nid;
+        self.core.set_gone(node, false);
         shard
             .start(&self.core.nodes)
             .map_err(|error| OfflineError::Threads { nid, reason: error.to_string() })?;

@@ -425,8 +425,9 @@ impl Frames for Machine {
         let state = &mut *state;
         let count = count.min(state.frames_left);
         let node = self.topology.nodes().iter().position(|node| node.nid == nid);
-        let pool = node.and_then(|node| state.pools.get_mut(node));
-        let Some((next, freed)) = pool.filter(|_| count > 0 && !state.offline.contains(&nid))
+        let last = node.map_or(Kpfn(0), |node| pool(node).end);
+        let of_node = node.and_then(|node| state.pools.get_mut(node));
+        let Some((next, freed)) = of_node.filter(|_| count > 0 && !state.offline.contains(&nid))
         else {
             return Err(FrameError::OutOfMemory(nid));
         };
@@ -435,13 +436,17 @@ impl Frames for Machine {
         let (first, count) = match freed.iter().rposition(|kpfn| withheld(*kpfn).is_none()) {
             Some(place) => (freed.swap_remove(place), 1),
             None => {
-                while let Some(range) = withheld(Kpfn(*next)) {
-                    *next = range.end.0;
+                let mut first = Kpfn(*next);
+                while let Some(range) = withheld(first) {
+                    first = range.end;
                 }
-                let free = (0..count).take_while(|n| withheld(Kpfn(*next + n)).is_none());
-                (Kpfn(*next), free.count() as u64)
+                let is_free = |n: &u64| first.plus(*n) < last && withheld(first.plus(*n)).is_none();
+                (first, (0..count).take_while(is_free).count() as u64)
             }
         };
+        if count == 0 {
+            return Err(FrameError::OutOfMemory(nid));
+        }
         let end = first.plus(count);
         *next = (*next).max(end.0);
         state.frames_left -= count;

@@ -23,9 +23,9 @@ const WALKED: usize = 1024;
 const ALL: Range<Kpfn> = Kpfn(0)..Kpfn(1 << Kpfn::BITS);
 
 /// Queues every stable node whose frame is not on its tree's node any more, or, where that is wanted,
-/// has the frame moved back.
-pub(crate) fn sweep(core: &Core, reader: &Handle) {
-    let (mut kpfns, mut nids) = (Vec::new(), Vec::new());
+/// has the frame moved back. False if not all could be told where they are.
+pub(crate) fn sweep(core: &Core, reader: &Handle) -> bool {
+    let (mut kpfns, mut nids, mut all_known) = (Vec::new(), Vec::new(), true);
     for node in 0..core.node_count() {
         let tree = core.tree_of(node);
         let mut next = Some(Fingerprint::new(0));
@@ -34,9 +34,10 @@ pub(crate) fn sweep(core: &Core, reader: &Handle) {
             nids.clear();
             next = core.forest.collect(&reader.pin(), tree, &ALL, from, WALKED, &mut kpfns);
             core.frames.nodes_of(&kpfns, &mut nids);
-            if core.policy.move_frames_back {
+            if core.policy.move_frames_back && core.shards[usize::from(node)].is_online() {
                 move_back(core, node, &kpfns, &mut nids);
             }
+            all_known &= nids.iter().all(Option::is_some);
             let guard = reader.pin();
             for (kpfn, nid) in kpfns.iter().zip(&nids) {
                 let at = nid.and_then(|nid| core.node_index(nid));
@@ -48,6 +49,7 @@ pub(crate) fn sweep(core: &Core, reader: &Handle) {
             }
         }
     }
+    all_known
 }
 
 /// Moves frames back to a node, and asks again where they are.
@@ -67,13 +69,13 @@ fn move_back(core: &Core, node: u16, kpfns: &[Kpfn], nids: &mut Vec<Option<Nid>>
 }
 
 /// Takes candidates that are not on their tree's node any more out of the unstable trees, to be
-/// looked at again (S4.1). They are the caller's shard's.
+/// looked at again (S4.1). They are the caller's shard's. False if the machine could not be asked.
 pub(crate) fn drop_moved_candidates(
     core: &Core,
     world: &World,
     region: &Region,
     pages: Range<u64>,
-) {
+) -> bool {
     let records = world.pages.records(region.slot);
     let is_candidate = |index: &u64| {
         let record = &records[usize::try_from(*index).expect("a page of the region")];
@@ -87,6 +89,7 @@ pub(crate) fn drop_moved_candidates(
     let mut nids = Vec::with_capacity(candidates.len());
     if let Err(error) = region.program.memory.nodes_of(&runs, &mut nids) {
         core.report(error);
+        return false;
     }
     for (at, index) in candidates.into_iter().enumerate() {
         let Some(node) = core.node_of(&nids, at) else { continue };
@@ -95,6 +98,7 @@ pub(crate) fn drop_moved_candidates(
             region.pending.add(index);
         }
     }
+    true
 }
 
 /// Places what is queued now.

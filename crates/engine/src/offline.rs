@@ -84,13 +84,18 @@ pub(crate) fn stop_shard(core: &Core, node: u16) -> Result<(), OfflineError> {
     let heir = core.shard_for(node);
     // Before the heir can begin a pass on them, so that it does these first.
     let mut cursor = core.shards[usize::from(heir)].cursor();
-    cursor.put_back(looks);
+    if !looks.is_empty() {
+        // With these alone it is through with nothing of its own.
+        core.scan_again(heir);
+        cursor.put_back(looks);
+    }
     let world = core.world_mut();
     for region in world.regions() {
         for segment in region.segments().filter(|segment| region.home(*segment) == node) {
             homes::move_home(core, &world, region, segment, heir);
         }
     }
+    core.set_gone(node, true);
     Ok(())
 }
 
@@ -121,6 +126,7 @@ pub(crate) fn empty_frames(
 }
 
 fn empty(core: &Core, reader: &Handle, what: &What<'_>) -> Result<(), OfflineError> {
+    let _held = core.hold_frames();
     for _ in 0..ROUNDS {
         let mut found = empty_queue(core, reader, what)?;
         for tree in (0..core.node_count()).map(TreeId) {
@@ -153,6 +159,8 @@ fn empty_tree(
         what.retain(core, &mut kpfns);
         found |= !kpfns.is_empty();
         for kpfn in &kpfns {
+            // Out of the tree, or it would get new sharers as fast as it loses them.
+            core.forest.to_queue(&reader.pin(), *kpfn);
             evict(core, reader, *kpfn)?;
         }
     }

@@ -55,6 +55,8 @@ pub(crate) struct Cursor {
     /// Found and not looked at yet.
     looks: VecDeque<Look>,
     under_way: bool,
+    /// Whose pass it is.
+    shard: usize,
 }
 
 impl Cursor {
@@ -72,6 +74,7 @@ impl Cursor {
         }
         self.segments.reverse();
         self.moved = moved;
+        self.shard = shard;
         self.under_way = true;
     }
 
@@ -153,8 +156,11 @@ impl Cursor {
             // What was reported will not be reported again.
             Err(_) => written.last().map_or(start, |last| region.index(last.pages.end)),
         };
-        if self.moved {
-            migrate::drop_moved_candidates(core, world, &region, start..end);
+        if self.moved
+            && (!migrate::drop_moved_candidates(core, world, &region, start..end)
+                || reached.is_err())
+        {
+            core.shards[self.shard].forget_news();
         }
         self.enqueue(&region, start..end, &written);
         reached?;

@@ -10,4 +10,5 @@ mod limit;
 mod numa;
 mod offline;
 mod races;
+mod review;
 mod scanning;

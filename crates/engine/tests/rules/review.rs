@@ -1,0 +1,582 @@
+//! What a hostile review found. Each test fails where what it is about is wrong.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use numerge_engine::in_memory::Machine;
+use numerge_engine::machine::{
+    FrameError, Frames, Kind, Mappings, Memory, MemoryError, Nodes, Outcome, PAGE_SIZE, Run, Vpn,
+    Written,
+};
+use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid, RegionHandle};
+use parking_lot::Mutex;
+
+use crate::bed::{Bed, NIDS, figures, topology};
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// The machine, with calls that can be held up or made to fail.
+struct Held {
+    machine: Arc<Machine>,
+    /// Done by calls that ask for the node of this frame alone, after so many others.
+    one_frame: Mutex<Vec<(Kpfn, u64, Hook)>>,
+    /// Done by the next call that gives frames back.
+    free: Mutex<Option<Hook>>,
+    /// Done by the next call that unmerges this page.
+    unmerge: Mutex<Option<(Vpn, Hook)>>,
+    /// Where private copies come to lie, if not where the frame was.
+    copies_on: Mutex<Option<Nid>>,
+    /// Done by the next read of this page.
+    read: Mutex<Option<(Vpn, Hook)>>,
+    /// Done by the next `written` that meets this page.
+    written: Mutex<Option<(Vpn, Hook)>>,
+    /// Whether `written` fails.
+    written_fails: AtomicBool,
+    /// How often asking for the nodes of pages that these lie in fails.
+    nodes_fail: Mutex<(Range<u64>, u64)>,
+    /// Whether nobody can say where frames are.
+    frames_unknown: AtomicBool,
+    /// Microseconds that asking for the nodes of frames takes.
+    frame_nodes_us: AtomicU64,
+}
+
+impl Held {
+    fn new(machine: &Arc<Machine>) -> Arc<Self> {
+        Arc::new(Self {
+            machine: Arc::clone(machine),
+            one_frame: Mutex::default(),
+            free: Mutex::default(),
+            unmerge: Mutex::default(),
+            copies_on: Mutex::default(),
+            read: Mutex::default(),
+            written: Mutex::default(),
+            written_fails: AtomicBool::new(false),
+            nodes_fail: Mutex::new((0..0, 0)),
+            frames_unknown: AtomicBool::new(false),
+            frame_nodes_us: AtomicU64::new(0),
+        })
+    }
+
+    fn run(hook: &Mutex<Option<(Vpn, Hook)>>, pages: &Range<Vpn>) {
+        let due = hook.lock().take_if(|(page, _)| pages.contains(page));
+        if let Some((_, hook)) = due {
+            hook();
+        }
+    }
+}
+
+impl Memory for Held {
+    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
+        Memory::register(&*self.machine, pages)
+    }
+
+    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
+        self.machine.unregister(pages)
+    }
+
+    fn written(
+        &self,
+        pages: Range<Vpn>,
+        max_pages: u64,
+        out: &mut Vec<Written>,
+    ) -> Result<Vpn, MemoryError> {
+        if self.written_fails.load(SeqCst) {
+            let source = std::io::ErrorKind::Other.into();
+            return Err(MemoryError::System { call: "test", source });
+        }
+        let reached = self.machine.written(pages.clone(), max_pages, out);
+        Self::run(&self.written, &pages);
+        reached
+    }
+
+    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+        self.machine.kinds(pages, out)
+    }
+
+    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+        runs.iter().for_each(|pages| Self::run(&self.read, pages));
+        Memory::read(&*self.machine, runs, each);
+    }
+
+    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
+        self.machine.merge(runs, out);
+    }
+
+    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
+        self.machine.unmerge(ranges)?;
+        ranges.iter().for_each(|pages| Self::run(&self.unmerge, pages));
+        if let Some(nid) = *self.copies_on.lock() {
+            let pages = ranges.iter().flat_map(|range| range.start.0..range.end.0);
+            let count = pages.map(|page| self.machine.move_page(Vpn(page), nid)).count();
+            // As on a real machine.
+            std::thread::sleep(Duration::from_micros(3 * count as u64));
+        }
+        Ok(())
+    }
+
+    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
+        {
+            let (pages, left) = &mut *self.nodes_fail.lock();
+            if *left > 0 && runs.iter().any(|run| pages.contains(&run.start.0)) {
+                *left -= 1;
+                let source = std::io::ErrorKind::Other.into();
+                return Err(MemoryError::System { call: "test", source });
+            }
+        }
+        Memory::nodes_of(&*self.machine, runs, out)
+    }
+
+    fn mappings(&self) -> Result<Mappings, MemoryError> {
+        self.machine.mappings()
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl Frames for Held {
+    fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError> {
+        self.machine.allocate(nid, count)
+    }
+
+    fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]) {
+        Frames::write(&*self.machine, kpfn, content);
+    }
+
+    fn read(&self, kpfn: Kpfn, content: &mut [u8; PAGE_SIZE]) {
+        Frames::read(&*self.machine, kpfn, content);
+    }
+
+    fn free(&self, kpfns: &[Kpfn]) {
+        self.machine.free(kpfns);
+        let hook = self.free.lock().take();
+        hook.into_iter().for_each(|hook| hook());
+    }
+
+    fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>) {
+        if let [alone] = kpfns {
+            let mut hooks = self.one_frame.lock();
+            let place = hooks.iter_mut().position(|(kpfn, skip, _)| {
+                let due = kpfn == alone && *skip == 0;
+                *skip -= u64::from(kpfn == alone && !due);
+                due
+            });
+            let hook = place.map(|place| hooks.remove(place).2);
+            drop(hooks);
+            hook.into_iter().for_each(|hook| hook());
+        }
+        let us = self.frame_nodes_us.load(SeqCst);
+        if us > 0 {
+            std::thread::sleep(Duration::from_micros(us));
+        }
+        if self.frames_unknown.load(SeqCst) {
+            out.extend(kpfns.iter().map(|_| None));
+            return;
+        }
+        Frames::nodes_of(&*self.machine, kpfns, out);
+    }
+
+    fn pool(&self, nid: Nid) -> Vec<Range<Kpfn>> {
+        Frames::pool(&*self.machine, nid)
+    }
+
+    fn withhold(&self, frames: &[Range<Kpfn>]) {
+        self.machine.withhold(frames);
+    }
+
+    fn move_to(&self, kpfns: &[Kpfn], nid: Nid) -> std::io::Result<()> {
+        self.machine.move_to(kpfns, nid)
+    }
+
+    fn metadata_bytes(&self) -> u64 {
+        0
+    }
+}
+
+struct Stand {
+    machine: Arc<Machine>,
+    held: Arc<Held>,
+    engine: Arc<Engine>,
+    regions: Vec<RegionHandle>,
+}
+
+/// An engine and regions of `pages` pages each; the first page of each is on `nids`.
+fn stand(nodes: usize, pages: u64, nids: &[Nid], options: EngineOptions) -> Stand {
+    let all = pages * nids.len() as u64;
+    let machine = Machine::new(topology(nodes), usize::try_from(all).unwrap());
+    let held = Held::new(&machine);
+    let engine = Engine::new(held.clone(), machine.clone(), options).unwrap();
+    engine.set(Knob::PagesToScan, 1_000_000).unwrap();
+    let mut regions = Vec::new();
+    for (start, nid) in (0..).step_by(usize::try_from(pages).unwrap()).zip(nids) {
+        machine.write(Vpn(start), 1_000_000 + start, *nid);
+        let memory: Arc<dyn Memory> = held.clone();
+        regions.push(engine.register(&memory, Vpn(start)..Vpn(start + pages)).unwrap());
+    }
+    Stand { machine, held, engine: Arc::new(engine), regions }
+}
+
+fn quiet() -> EngineOptions {
+    EngineOptions { background: false, ..EngineOptions::default() }
+}
+
+fn wait(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// A frame in the tree of the first node, and one in that of the third which was moved to the
+/// second; both have sharers.
+fn one_moved() -> (Stand, Kpfn, Kpfn) {
+    let stand = stand(3, 100, &[NIDS[0], NIDS[1], NIDS[2]], quiet());
+    stand.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+    (5..10).for_each(|page| stand.machine.write(Vpn(page), 50, NIDS[0]));
+    (205..210).for_each(|page| stand.machine.write(Vpn(page), 60, NIDS[2]));
+    (0..2).for_each(|_| stand.engine.full_scan());
+    let [decoy, moved] = [5, 205].map(|page| stand.machine.frame_of(Vpn(page)).unwrap());
+    stand.machine.move_frame(moved, NIDS[1]);
+    (stand, decoy, moved)
+}
+
+/// Who empties a node looks at the queue, then at the trees. A frame that a shard's sweep takes from
+/// a tree to the queue, and off it, meanwhile is in neither.
+#[test]
+fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_node_too() {
+    let (stand, decoy, moved) = one_moved();
+    let engine = Arc::clone(&stand.engine);
+    // The queue was looked at, now the first tree: the third node's shard begins a pass.
+    let scan: Hook = Box::new(move || {
+        std::thread::spawn(move || engine.scan_node(NIDS[2]));
+        wait(100);
+    });
+    // It has swept, and has the frame off the queue.
+    let place: Hook = Box::new(|| wait(300));
+    *stand.held.one_frame.lock() = vec![(decoy, 0, scan), (moved, 1, place)];
+    stand.engine.offline_node(NIDS[1]).unwrap();
+    wait(600);
+    let there: Vec<_> = stand.machine.frames().into_iter().filter(|f| f.1 == NIDS[1]).collect();
+    assert!(there.is_empty(), "in use on a node that is offline: {there:?}");
+}
+
+/// The same for a range of frames: it is not even placed then, but stays on the queue for ever.
+#[test]
+fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_range_too() {
+    let (stand, decoy, moved) = one_moved();
+    let scan = || -> Hook {
+        let engine = Arc::clone(&stand.engine);
+        Box::new(move || {
+            std::thread::spawn(move || engine.scan_node(NIDS[2]));
+            wait(100);
+        })
+    };
+    // While the decoy is unmerged, a sweep queues the other frame, and it can't be placed. In the
+    // next round, when it is no news that it moved, it is off the queue for a moment.
+    *stand.held.unmerge.lock() = Some((Vpn(5), scan()));
+    *stand.held.free.lock() = Some(scan());
+    let place: Hook = Box::new(|| wait(400));
+    *stand.held.one_frame.lock() = vec![(moved, 2, place)];
+    let range = decoy.min(moved)..decoy.max(moved).plus(1);
+    stand.engine.offline_frames(range.clone()).unwrap();
+    wait(600);
+    (0..4).for_each(|_| stand.engine.full_scan());
+    let there: Vec<_> =
+        stand.machine.frames().into_iter().filter(|f| range.contains(&f.0)).collect();
+    let queued = stand.engine.counters().stable_nodes_queued;
+    assert!(there.is_empty(), "in use in a range that is offline: {there:?}, {queued} queued");
+}
+
+/// A frame with more sharers than a piece has gets them back as fast as it loses them.
+#[test]
+fn s4_5_a_node_goes_offline_while_a_frame_of_it_with_many_sharers_is_merged_with() {
+    let pages = 30_000;
+    let options = EngineOptions { threads_per_node: Some(1), ..EngineOptions::default() };
+    let stand = stand(2, pages, &[NIDS[0]], options);
+    stand.engine.set(Knob::MaxPageSharing, 1_000_000).unwrap();
+    stand.engine.set(Knob::SleepMillisecs, 0).unwrap();
+    // The frame comes to be on the second node.
+    (1..3).for_each(|page| stand.machine.write(Vpn(page), 50, NIDS[1]));
+    (3..pages).for_each(|page| stand.machine.write(Vpn(page), 50, NIDS[0]));
+    stand.engine.set(Knob::Run, 1).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while stand.engine.counters().pages_sharing < pages - 2 {
+        assert!(Instant::now() < until, "{:?}", stand.engine.counters());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let frame = stand.machine.frames()[0];
+    *stand.held.copies_on.lock() = Some(NIDS[0]);
+    assert_eq!(frame.1, NIDS[1]);
+    let engine = Arc::clone(&stand.engine);
+    let (send, done) = std::sync::mpsc::channel();
+    let (scans, began) = (stand.engine.counters().full_scans, Instant::now());
+    std::thread::spawn(move || send.send(engine.offline_node(frame.1).map_err(|e| e.to_string())));
+    let took = done.recv_timeout(Duration::from_secs(10));
+    let (now, c) = (stand.machine.frames(), stand.engine.counters());
+    println!("{took:?} {:?} {}", began.elapsed(), c.full_scans - scans);
+    stand.engine.set(Knob::Run, 0).unwrap();
+    let after = done.recv_timeout(Duration::from_secs(10));
+    assert!(took.is_ok(), "not done after 10 s: {frame:?} {now:?} {c:?}, then {after:?}");
+}
+
+/// Whether memory may have moved is forgotten even if nobody could say where it is.
+#[test]
+fn s4_1_a_candidate_that_moved_is_found_though_the_machine_could_not_be_asked_once() {
+    let stand = stand(2, 20, &[NIDS[0], NIDS[1]], quiet());
+    stand.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+    stand.machine.write(Vpn(5), 5, NIDS[0]);
+    stand.machine.write(Vpn(25), 5, NIDS[1]);
+    (0..3).for_each(|_| stand.engine.full_scan());
+    assert_eq!(figures(&stand.engine.counters()), [0, 0, 4, 0, 0]);
+    stand.machine.move_page(Vpn(25), NIDS[0]);
+    // Once for the sample, once for the candidates.
+    *stand.held.nodes_fail.lock() = (20..40, 2);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    assert_eq!(stand.held.nodes_fail.lock().1, 0);
+    assert_eq!(figures(&stand.engine.counters()), [1, 1, 2, 0, 0]);
+}
+
+/// The same for frames: swapped out at that moment, or the machine could not be asked.
+#[test]
+fn s4_3_a_moved_frame_is_found_though_the_machine_could_not_be_asked_once() {
+    let (stand, _, moved) = one_moved();
+    stand.held.frames_unknown.store(true, SeqCst);
+    stand.engine.full_scan();
+    stand.held.frames_unknown.store(false, SeqCst);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    // A page of the third node is merged with a frame on the second, for good.
+    stand.machine.write(Vpn(220), 60, NIDS[2]);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    assert_eq!(stand.engine.counters().stable_nodes_replaced, 1);
+    assert_ne!(stand.machine.frame_of(Vpn(220)), Some(moved));
+}
+
+/// Frames are moved back to a node that was taken offline.
+#[test]
+fn s4_5_nothing_is_moved_back_to_an_offline_node() {
+    let options = EngineOptions { move_frames_back: true, ..quiet() };
+    let bed = Bed::with(2, 40, options);
+    bed.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+    bed.write_on(0..20, 5, NIDS[0]);
+    bed.write_on(20..40, 6, NIDS[1]);
+    bed.scan(2);
+    bed.machine.move_frame(bed.frame(20).unwrap(), NIDS[0]);
+    bed.engine.offline_node(NIDS[1]).unwrap();
+    bed.scan(2);
+    assert!(bed.machine.frames().iter().all(|(_, nid, _)| *nid == NIDS[0]));
+}
+
+/// While a node's shard is ended and its segments are not yet another's, a pass that ends counts as
+/// the last of a full scan.
+#[test]
+fn s3_4_a_full_scan_does_not_leave_out_a_node_that_is_just_going() {
+    let stand = stand(2, 100, &[NIDS[0], NIDS[1]], quiet());
+    let engine = Arc::clone(&stand.engine);
+    let (send, done) = std::sync::mpsc::channel();
+    *stand.held.read.lock() = Some((
+        Vpn(0),
+        Box::new(move || {
+            std::thread::spawn(move || send.send(engine.offline_node(NIDS[1])));
+            std::thread::sleep(Duration::from_millis(200));
+        }),
+    ));
+    stand.engine.scan_node(NIDS[0]);
+    done.recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
+    let c = stand.engine.counters();
+    assert_eq!((c.full_scans, c.pages_scanned), (0, 1), "page 100 was not visited");
+}
+
+/// Looks at a region that is gone, handed to another shard, are a pass of that shard's.
+#[test]
+fn s3_4_looks_that_are_handed_over_are_no_pass() {
+    let options = EngineOptions { threads_per_node: Some(1), ..EngineOptions::default() };
+    let mut stand = stand(2, 100, &[NIDS[0], NIDS[1]], options);
+    let engine = Arc::clone(&stand.engine);
+    let (send, stopped) = std::sync::mpsc::channel();
+    // Scanning stops when the second node's shard has found page 100, the first one's is through.
+    let hook: Hook = Box::new(move || {
+        wait(200);
+        engine.set(Knob::Run, 0).unwrap();
+        wait(100);
+        send.send(()).unwrap();
+    });
+    *stand.held.written.lock() = Some((Vpn(100), hook));
+    stand.engine.set(Knob::Run, 1).unwrap();
+    stopped.recv().unwrap();
+    wait(100);
+    drop(stand.regions.pop());
+    stand.engine.offline_node(NIDS[1]).unwrap();
+    stand.machine.write(Vpn(7), 7, NIDS[0]);
+    let before = stand.engine.counters();
+    stand.engine.scan_node(NIDS[0]);
+    let after = stand.engine.counters();
+    assert!(
+        (after.full_scans, after.pages_scanned) != (before.full_scans + 1, before.pages_scanned),
+        "page 7 was not looked at: {before:?} {after:?}"
+    );
+}
+
+/// Looking where frames are takes as long as there are frames, and everything waits for it.
+#[test]
+fn s5_2_looking_for_moved_frames_holds_nobody_up() {
+    let pages = 120_000;
+    let stand = stand(2, pages, &[NIDS[0]], quiet());
+    stand.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+    (1..pages).for_each(|page| stand.machine.write(Vpn(page), 1 + page / 2, NIDS[0]));
+    (0..2).for_each(|_| stand.engine.full_scan());
+    assert!(stand.engine.counters().pages_shared > 59_000);
+    stand.machine.move_page(Vpn(0), NIDS[0]);
+    // 1024 frames a call, at 0.5 us a frame.
+    stand.held.frame_nodes_us.store(500, SeqCst);
+    let longest = std::thread::scope(|scope| {
+        scope.spawn(|| stand.engine.scan_node(NIDS[0]));
+        std::thread::sleep(Duration::from_millis(5));
+        scope.spawn(|| stand.engine.set(Knob::Run, 2));
+        std::thread::sleep(Duration::from_millis(5));
+        let began = Instant::now();
+        let _ = stand.engine.counters();
+        began.elapsed()
+    });
+    assert!(longest < Duration::from_millis(10), "{longest:?} with 60 000 frames (240 MB)");
+}
+
+/// A node is emptied frame by frame, and for each of them twice waits for all batches.
+#[test]
+fn s4_5_emptying_a_node_takes_no_longer_than_unmerging_it() {
+    let pages = 20_000;
+    let run = |empty: fn(&Engine)| {
+        let options = EngineOptions { threads_per_node: Some(1), ..EngineOptions::default() };
+        let stand = stand(2, pages, &[NIDS[0], NIDS[1]], options);
+        stand.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+        stand.engine.set(Knob::SleepMillisecs, 0).unwrap();
+        (1..pages).for_each(|page| stand.machine.write(Vpn(page), 1 + page / 2, NIDS[0]));
+        stand.engine.set(Knob::Run, 1).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while stand.engine.counters().pages_sharing < pages / 2 - 2 {
+            assert!(Instant::now() < until, "{:?}", stand.engine.counters());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Someone is at work on the other node.
+        let busy = AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut content = 1 << 40;
+                while busy.load(SeqCst) {
+                    for page in pages..2 * pages {
+                        content += 1;
+                        stand.machine.write(Vpn(page), content, NIDS[1]);
+                    }
+                }
+            });
+            std::thread::sleep(Duration::from_millis(50));
+            let began = Instant::now();
+            empty(&stand.engine);
+            busy.store(false, SeqCst);
+            began.elapsed()
+        })
+    };
+    let unmerged = run(|engine| engine.set(Knob::Run, 2).unwrap());
+    let emptied = run(|engine| engine.offline_node(NIDS[0]).unwrap());
+    println!("{emptied:?} to empty, {unmerged:?} to unmerge");
+    assert!(emptied < 10 * unmerged, "{emptied:?} to empty, {unmerged:?} to unmerge");
+}
+
+/// The sample is taken at even distances, so that interleaved memory looks as if it were all on one
+/// node.
+#[test]
+fn s4_2_the_home_of_interleaved_memory_is_where_most_of_it_is() {
+    let bed = Bed::on(2, 8192);
+    for page in 0..8192 {
+        bed.write_on([page], page + 1, NIDS[usize::from(page % 4 != 0)]);
+    }
+    bed.scan(2);
+    let homes: Vec<u64> = bed.engine.nodes().iter().map(|node| node.pages_home).collect();
+    assert_eq!(homes, [0, 8192], "three quarters are on the second node");
+}
+
+/// Nor if the walk on which candidates are asked for their node was cut short.
+#[test]
+fn s4_1_a_candidate_that_moved_is_found_though_the_machine_failed_to_report_once() {
+    let stand = stand(2, 20, &[NIDS[0], NIDS[1]], quiet());
+    stand.engine.set(Knob::MergeAcrossNodes, 0).unwrap();
+    stand.machine.write(Vpn(5), 5, NIDS[0]);
+    stand.machine.write(Vpn(25), 5, NIDS[1]);
+    (0..3).for_each(|_| stand.engine.full_scan());
+    stand.machine.move_page(Vpn(25), NIDS[0]);
+    stand.held.written_fails.store(true, SeqCst);
+    stand.engine.full_scan();
+    stand.held.written_fails.store(false, SeqCst);
+    (0..20).for_each(|_| stand.engine.full_scan());
+    assert_eq!(figures(&stand.engine.counters()), [1, 1, 2, 0, 0]);
+}
+
+/// Memory on a node that came after the engine was built.
+#[test]
+fn s4_6_memory_on_an_unknown_node_is_merged_where_one_tree_serves_all() {
+    let bed = Bed::on(2, 20);
+    bed.write_on(0..20, 5, Nid(9));
+    assert_eq!(figures(&bed.scan(4)), [1, 19, 0, 0, 0]);
+}
+
+#[test]
+fn the_machine_is_what_nodes_are() {
+    let stand = stand(2, 10, &[NIDS[0]], quiet());
+    assert_eq!(Nodes::online(&*stand.machine).unwrap(), NIDS[..2]);
+    assert_eq!(stand.regions.len(), 1);
+}
+
+/// Looks at a region that is being let go of are put back at the front, again and again, so that
+/// nothing else is scanned until it is gone.
+#[test]
+fn s5_3_scanning_goes_on_while_a_large_region_is_let_go_of() {
+    let options = EngineOptions { threads_per_node: Some(1), ..EngineOptions::default() };
+    let pages = 100_000;
+    let mut stand = stand(1, pages, &[NIDS[0], NIDS[0]], options);
+    stand.engine.set(Knob::SleepMillisecs, 0).unwrap();
+    (1..pages).for_each(|page| stand.machine.write(Vpn(page), 1 + page / 2, NIDS[0]));
+    stand.engine.set(Knob::Run, 1).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while stand.engine.counters().pages_sharing < pages / 2 - 2 {
+        assert!(Instant::now() < until, "{:?}", stand.engine.counters());
+        wait(5);
+    }
+    stand.engine.set(Knob::Run, 0).unwrap();
+    // A pass that has much to do in the first region: second looks.
+    (0..20_000).for_each(|page| stand.machine.write(Vpn(page), page, NIDS[0]));
+    stand.engine.full_scan();
+    stand.engine.set(Knob::PagesToScan, 100).unwrap();
+    stand.engine.set(Knob::SleepMillisecs, 1).unwrap();
+    *stand.held.copies_on.lock() = Some(NIDS[0]);
+    let first = stand.regions.remove(0);
+    let busy = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for content in 1 << 40.. {
+                if !busy.load(SeqCst) {
+                    break;
+                }
+                stand.machine.write(Vpn(pages + content % 500), content, NIDS[0]);
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        stand.engine.set(Knob::Run, 1).unwrap();
+        wait(30);
+        let engine = &stand.engine;
+        let going = scope.spawn(move || drop(first));
+        wait(20);
+        let before = engine.counters();
+        let began = Instant::now();
+        let mut after = before.clone();
+        while !going.is_finished() {
+            after = engine.counters();
+            wait(1);
+        }
+        busy.store(false, SeqCst);
+        println!("{:?}", began.elapsed());
+        assert!(
+            after.pages_scanned > before.pages_scanned,
+            "nothing was scanned for {:?}: {before:?} {after:?}",
+            began.elapsed()
+        );
+    });
+}
