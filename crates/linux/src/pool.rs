@@ -216,7 +216,8 @@ impl FramePools {
                 return;
             };
             waiting.retain(|run| {
-                shared.iter().any(|shared| overlaps(run, &mapped(shared))) || self.punch(run).is_err()
+                shared.iter().any(|shared| overlaps(run, &mapped(shared)))
+                    || self.punch(run).is_err()
             });
         }
     }
