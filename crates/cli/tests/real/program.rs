@@ -46,6 +46,10 @@ fn merges_files_and_reports_in_json() {
     }
     assert_eq!((sum("nodes", "pages_home"), sum("regions", "bytes")), (4000, 4000 * 4096));
     assert_eq!(report["stable_nodes_queued"], 0);
+    for region in report["regions"].as_array().unwrap() {
+        let places = region["pages_by_node"].as_object().unwrap().values();
+        assert_eq!(places.map(|pages| pages.as_u64().unwrap()).sum::<u64>(), 1000, "{region}");
+    }
     for stage in ["load", "scan", "merge", "verify", "unmerge", "total"] {
         assert!(report["seconds"][stage].is_f64(), "{stage}");
         assert!(report["cpu_seconds"][stage].is_f64(), "{stage}");
