@@ -48,6 +48,7 @@ pub(crate) fn find_homes(core: &Core, world: &World, region: &Region) {
 pub(crate) fn move_home(core: &Core, world: &World, region: &Region, segment: usize, home: u16) {
     region.set_home(segment, home);
     place_records(core, world, region, segment);
+    core.shards[usize::from(home)].forget_news();
     core.scan_again(home);
 }
 

@@ -102,6 +102,11 @@ impl Shard {
         migrations.is_none() || migrations != last
     }
 
+    /// Has candidates asked for their node again by its next pass: it got some that it has not asked.
+    pub(crate) fn forget_news(&self) {
+        *self.migrations.lock() = None;
+    }
+
     pub(crate) fn set_busy(&self, busy: bool) {
         // Relaxed: only a hint to those who look for help.
         self.busy.store(busy, Ordering::Relaxed);
