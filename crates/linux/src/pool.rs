@@ -152,6 +152,10 @@ impl FramePools {
         files.get(number).cloned()
     }
 
+    fn file_count(&self) -> usize {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Makes another file for a node and gives its number.
     fn add_file(&self, nid: Nid) -> io::Result<usize> {
         let made = PoolFile::new(|addresses| {
@@ -182,6 +186,10 @@ impl FramePools {
             {
                 return Ok(kpfns(number, &frames));
             }
+        }
+        // Asked before too, or each try would leave a file that is of no use.
+        if self.is_withheld(self.file_count()) {
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
         let number = self.add_file(pool.nid)?;
         stripe.push(number);
