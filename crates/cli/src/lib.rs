@@ -32,5 +32,6 @@ mod merger;
 pub use merger::{AllocateError, BuildError, Merger, Region, Registration};
 pub use numerge_engine::machine::MemoryError;
 pub use numerge_engine::{
-    Counters, EngineOptions as Options, Knob, KnobError, RegisterError, StageTimes, UnmergeError,
+    Counters, EngineOptions as Options, Knob, KnobError, Kpfn, Nid, NodeReport, OfflineError,
+    PagesByNode, PoolReport, RegisterError, StageTimes, UnmergeError,
 };

@@ -6,7 +6,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use numerge_engine::machine::{Mappings, Memory, MemoryError, PAGE_SIZE, Vpn};
-use numerge_engine::{Engine, EngineError, EngineOptions, RegionHandle, RegisterError};
+use numerge_engine::{
+    Engine, EngineError, EngineOptions, PagesByNode, RegionHandle, RegisterError,
+};
 use numerge_linux::{AnonymousRegion, FramePools, Machine, ProcessMemory};
 use numerge_topology::{Topology, TopologyError};
 
@@ -164,6 +166,14 @@ impl Region {
             Err(error) => Err((self, error)),
         }
     }
+
+    /// How many of its pages are on each node, merged ones where their frames are.
+    ///
+    /// # Errors
+    /// If the system can't be asked.
+    pub fn pages_by_node(&self) -> Result<PagesByNode, MemoryError> {
+        self.handle.pages_by_node()
+    }
 }
 
 impl Deref for Region {
@@ -199,5 +209,13 @@ impl Registration {
     /// If there is no memory for private copies; the range is registered still.
     pub fn unregister(&self) -> Result<(), MemoryError> {
         self.handle.unregister()
+    }
+
+    /// How many of its pages are on each node, merged ones where their frames are.
+    ///
+    /// # Errors
+    /// If the system can't be asked.
+    pub fn pages_by_node(&self) -> Result<PagesByNode, MemoryError> {
+        self.handle.pages_by_node()
     }
 }

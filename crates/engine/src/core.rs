@@ -311,12 +311,18 @@ impl Core {
             if !self.has_tree_per_node() {
                 world.fit_first(usize::try_from(self.unmerged()).unwrap_or(more));
             }
-            world.resize(more);
-            if self.has_tree_per_node() {
-                for (node, nid) in (0..).zip(&self.nids) {
-                    // Where that can't be done the tree is read from afar.
-                    let _ = self.nodes.place(world.unstable(TreeId(node)).bytes(), *nid);
-                }
+            self.resize(&mut world, more);
+        }
+    }
+
+    /// Fits the unstable trees to their pages and `more` to come, and where each node has its own,
+    /// puts them there (S4.2).
+    pub(crate) fn resize(&self, world: &mut World, more: usize) {
+        world.resize(more);
+        if self.has_tree_per_node() {
+            for (node, nid) in (0..).zip(&self.nids) {
+                // Where that can't be done they are read from afar.
+                let _ = self.nodes.place(world.unstable(TreeId(node)).bytes(), *nid);
             }
         }
     }

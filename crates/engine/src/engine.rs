@@ -357,7 +357,7 @@ impl RegionHandle {
     /// # Errors
     /// If the machine can't be asked.
     pub fn pages_by_node(&self) -> Result<PagesByNode, MemoryError> {
-        nodes::pages_of(&self.region)
+        nodes::pages_of(&self.inner.core, &self.region)
     }
 
     /// Unmerges the region's pages and forgets it, as dropping does.

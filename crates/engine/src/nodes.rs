@@ -2,13 +2,15 @@
 //! for.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, TreeId, rmap};
+use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, TreeId, rmap};
 use numerge_topology::Nid;
 
 use crate::core::Core;
 use crate::machine::MemoryError;
 use crate::region::Region;
+use crate::world::World;
 
 /// Contents walked, and pages and frames whose nodes are asked for, at once.
 const WALKED: usize = 1024;
@@ -171,17 +173,37 @@ fn remote_sharers(core: &Core, kpfn: Kpfn, node: usize) -> u64 {
 }
 
 /// Where a region's pages are now, merged ones where their frames are.
-pub(crate) fn pages_of(region: &Region) -> Result<PagesByNode, MemoryError> {
-    let (mut pages, mut nids) = (PagesByNode::new(), Vec::new());
+///
+/// The machine does not know a merged page before the program has touched it again: nothing but a
+/// mapping of its frame is there.
+pub(crate) fn pages_of(core: &Core, region: &Arc<Region>) -> Result<PagesByNode, MemoryError> {
+    let (mut pages, mut nids, mut frames) = (PagesByNode::new(), Vec::new(), Vec::new());
     let mut start = 0;
     while start < region.len() {
         let end = (start + WALKED as u64).min(region.len());
         nids.clear();
-        region.program.memory.nodes_of(&[region.vpn(start)..region.vpn(end)], &mut nids)?;
+        frames.clear();
+        {
+            // No batch is under way, so that no share is given up and every frame stays in use.
+            let world = core.world_mut();
+            region.program.memory.nodes_of(&[region.vpn(start)..region.vpn(end)], &mut nids)?;
+            if world.holds(region) {
+                let unknown = (start..end).zip(&nids).filter(|(_, nid)| nid.is_none());
+                frames.extend(unknown.filter_map(|(index, _)| frame_of(&world, region, index)));
+            }
+            core.frames.nodes_of(&frames, &mut nids);
+        }
         nids.iter().flatten().for_each(|nid| *pages.entry(*nid).or_default() += 1);
         start = end;
     }
     Ok(pages)
+}
+
+fn frame_of(world: &World, region: &Region, index: u64) -> Option<Kpfn> {
+    match world.record(region.page(index)).state() {
+        PageState::Merged(kpfn) => Some(kpfn),
+        _ => None,
+    }
 }
 
 /// All nodes' pools.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use numerge_stable_tree::Handle;
 use numerge_topology::Nid;
@@ -16,6 +16,9 @@ use crate::program::Program;
 
 /// How long a scanner rests that found nothing to look at in a whole pass although it need not.
 const IDLE_REST: Duration = Duration::from_millis(1);
+
+/// How long a thread that could not be bound to its node goes on before it is tried again.
+const UNBOUND: Duration = Duration::from_secs(1);
 
 /// An engine and what its threads share.
 pub(crate) struct Inner {
@@ -91,7 +94,8 @@ impl Inner {
         let core = &self.core;
         let shard = &core.shards[index];
         // As in the pool: a thread that may not be bound does its work from elsewhere.
-        let _ = core.nodes.run_on(shard.nid);
+        shard.bind(&*core.nodes);
+        let mut bound_at = Instant::now();
         let reader = core.forest.register();
         let (mut looked_in_pass, mut looked_since_rest) = (0, 0);
         while self.wait_for_work(index, &reader) {
@@ -111,6 +115,10 @@ impl Inner {
                 }
                 looked_in_pass = 0;
                 self.follow_nodes(Some(index));
+                if bound_at.elapsed() >= UNBOUND {
+                    shard.bind_again(&*core.nodes);
+                    bound_at = Instant::now();
+                }
             }
             self.rest(index, rest);
         }

@@ -17,6 +17,8 @@ pub(crate) struct Shard {
     pub(crate) index: usize,
     pub(crate) nid: Nid,
     threads: usize,
+    /// Whether all its threads could be bound to its node.
+    bound: Arc<AtomicBool>,
     /// None while the node is offline.
     pool: Mutex<Option<Arc<ThreadPool>>>,
     cursor: Mutex<Cursor>,
@@ -44,6 +46,7 @@ impl Shard {
             index,
             nid,
             threads,
+            bound: Arc::default(),
             pool: Mutex::default(),
             cursor: Mutex::default(),
             busy: AtomicBool::new(false),
@@ -64,16 +67,31 @@ impl Shard {
 
     /// Starts its pool: its node is online.
     pub(crate) fn start(&self, nodes: &Arc<dyn Nodes>) -> Result<(), ThreadPoolBuildError> {
-        let (nid, pinned) = (self.nid, Arc::clone(nodes));
+        let (nid, nodes, bound) = (self.nid, Arc::clone(nodes), Arc::clone(&self.bound));
+        bound.store(true, Ordering::SeqCst);
         let pool = ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .thread_name(move |thread| format!("numerge-{nid}-{thread}"))
             // A thread that may not be bound (a described machine, a CPU set without this node)
             // still does its work, from elsewhere.
-            .start_handler(move |_| drop(pinned.run_on(nid)))
+            .start_handler(move |_| bind(&*nodes, nid, &bound))
             .build()?;
         *self.pool.lock() = Some(Arc::new(pool));
         Ok(())
+    }
+
+    /// Binds the calling thread, its scanner, to its node.
+    pub(crate) fn bind(&self, nodes: &dyn Nodes) {
+        bind(nodes, self.nid, &self.bound);
+    }
+
+    /// Tries again to bind the scanner, which calls this, and the pool, where that failed: a node's
+    /// memory can come back before its CPUs.
+    pub(crate) fn bind_again(&self, nodes: &dyn Nodes) {
+        if !self.bound.swap(true, Ordering::SeqCst) {
+            self.bind(nodes);
+            let _ = self.pool().map(|pool| pool.broadcast(|_| self.bind(nodes)));
+        }
     }
 
     /// Ends its pool, once what is at work there has ended: its node goes offline.
@@ -102,7 +120,7 @@ impl Shard {
         migrations.is_none() || migrations != last
     }
 
-    /// Makes whatever is asked next news.
+    /// Has candidates asked for their node again by its next pass: it got some that it has not asked.
     pub(crate) fn forget_news(&self) {
         *self.migrations.lock() = None;
     }
@@ -114,5 +132,12 @@ impl Shard {
 
     pub(crate) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed)
+    }
+}
+
+/// Binds the calling thread to a node, and notes if that can't be.
+fn bind(nodes: &dyn Nodes, nid: Nid, bound: &AtomicBool) {
+    if nodes.run_on(nid).is_err() {
+        bound.store(false, Ordering::SeqCst);
     }
 }

@@ -182,5 +182,5 @@ fn forget(core: &Core, world: &mut World, region: &Region) {
     }
     tally.registered.sub(region.len());
     world.remove(region.slot);
-    world.resize(0);
+    core.resize(world, 0);
 }

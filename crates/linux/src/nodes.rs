@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use numerge_engine::machine::{Nodes, PAGE_SIZE};
-use numerge_topology::{Nid, Topology, nodes_of_pages};
+use numerge_topology::{AllowedCpus, Nid, Topology, nodes_of_pages};
 
 use crate::host;
 
@@ -15,13 +15,16 @@ use crate::host;
 #[derive(Clone, Debug)]
 pub struct Machine {
     topology: Arc<Topology>,
+    /// A node that comes back gets its threads from a thread of another node, and they inherit that
+    /// one's CPUs. None: unknown, and threads keep to what they inherit.
+    allowed: Option<AllowedCpus>,
 }
 
 impl Machine {
-    /// The machine with these nodes.
+    /// The machine with these nodes, for threads on the CPUs that the calling thread may use.
     #[must_use]
-    pub const fn new(topology: Arc<Topology>) -> Self {
-        Self { topology }
+    pub fn new(topology: Arc<Topology>) -> Self {
+        Self { topology, allowed: AllowedCpus::of_current_thread().ok() }
     }
 }
 
@@ -31,7 +34,10 @@ impl Nodes for Machine {
     }
 
     fn run_on(&self, nid: Nid) -> io::Result<()> {
-        let pinned = self.topology.pin_current_thread(nid);
+        let pinned = match &self.allowed {
+            Some(allowed) => self.topology.pin_current_thread_within(nid, allowed),
+            None => self.topology.pin_current_thread(nid),
+        };
         pinned.map_err(io::Error::other)
     }
 

@@ -4,6 +4,12 @@
 //! share one lock in the kernel. A frame's number says where it is: `file number << 18 | page in
 //! the file`, so a number is found again without a search.
 //!
+//! Files have no memory policy: the kernel would go by it, too, where a program writes to a page that
+//! is mapped to a frame and gets a copy of its own (seen on 6.12). Copies would come from the frame's
+//! node, not from the program's, and with a strict policy and that node full or offline, the program
+//! would be killed. So it is the thread that reserves frames which asks for a node's memory, as a
+//! wish, and what came from elsewhere is given back.
+//!
 //! Architecture invariant: a frame's memory is given back (a hole punched) only when no page of
 //! this process maps it, which is the engine's promise in [`Frames::free`], and no page of a process
 //! forked from it, which the kernel is asked ([`crate::witness`], and where there are such
@@ -152,15 +158,13 @@ impl FramePools {
         files.get(number).cloned()
     }
 
-    /// Makes another file for a node and gives its number.
-    fn add_file(&self, nid: Nid) -> io::Result<usize> {
-        let made = PoolFile::new(|addresses| {
-            if self.only_node().is_some() {
-                return Ok(());
-            }
-            let bound = self.topology.bind_memory(addresses.start, addresses.len(), nid);
-            bound.map_err(io::Error::other)
-        })?;
+    fn file_count(&self) -> usize {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Makes another file and gives its number.
+    fn add_file(&self) -> io::Result<usize> {
+        let made = PoolFile::new()?;
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         if files.len() == FILES {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -183,7 +187,11 @@ impl FramePools {
                 return Ok(kpfns(number, &frames));
             }
         }
-        let number = self.add_file(pool.nid)?;
+        // Asked before too, or each try would leave a file that is of no use.
+        if self.is_withheld(self.file_count()) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let number = self.add_file()?;
         stripe.push(number);
         if self.is_withheld(number) {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -193,6 +201,21 @@ impl FramePools {
             Some(Err(error)) => Err(error),
             _ => Err(io::ErrorKind::OutOfMemory.into()),
         }
+    }
+
+    /// Gives back those of new frames that are not on a node, since it had no memory left, and those
+    /// after them. None if there are no others.
+    fn keep_on(&self, nid: Nid, frames: Range<Kpfn>) -> Option<Range<Kpfn>> {
+        let all: Vec<Kpfn> = (frames.start.0..frames.end.0).map(Kpfn).collect();
+        let mut nids = Vec::with_capacity(all.len());
+        self.nodes_of(&all, &mut nids);
+        let kept = nids.iter().take_while(|found| **found == Some(nid)).count();
+        let end = frames.start.plus(kept as u64);
+        if end < frames.end {
+            // Nobody has seen them. If it fails, they stay where they are, in use by nobody.
+            let _ = self.punch(&(end..frames.end));
+        }
+        (kept > 0).then_some(frames.start..end)
     }
 
     fn is_withheld(&self, number: usize) -> bool {
@@ -289,7 +312,18 @@ impl Frames for FramePools {
         if count == 0 {
             return Err(FrameError::OutOfMemory(nid));
         }
-        self.allocate_in(pool, count).map_err(|source| frame_error(nid, "fallocate", source))
+        if self.only_node().is_some() {
+            return self
+                .allocate_in(pool, count)
+                .map_err(|source| frame_error(nid, "fallocate", source));
+        }
+        // Where the machine takes no policy, they are somewhere, perhaps on that node.
+        let frames = self
+            .topology
+            .with_memory_from(nid, || self.allocate_in(pool, count))
+            .unwrap_or_else(|_| self.allocate_in(pool, count));
+        let frames = frames.map_err(|source| frame_error(nid, "fallocate", source))?;
+        self.keep_on(nid, frames).ok_or(FrameError::OutOfMemory(nid))
     }
 
     fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]) {

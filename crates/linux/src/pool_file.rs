@@ -38,9 +38,8 @@ unsafe impl Send for PoolFile {}
 unsafe impl Sync for PoolFile {}
 
 impl PoolFile {
-    /// Makes an empty file; `bind` gets the addresses of its mapping, and is to see to it that its
-    /// memory comes from the right node.
-    pub(crate) fn new(bind: impl FnOnce(Range<usize>) -> io::Result<()>) -> io::Result<Self> {
+    /// Makes an empty file.
+    pub(crate) fn new() -> io::Result<Self> {
         let fd = rustix::fs::memfd_create(
             "numerge-frames",
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL,
@@ -83,8 +82,6 @@ impl PoolFile {
         {
             return Err(io::Error::last_os_error());
         }
-        let start = base.as_ptr().addr();
-        bind(start..start + size(FILE_BYTES))?;
         Ok(made)
     }
 

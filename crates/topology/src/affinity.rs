@@ -22,19 +22,62 @@ impl Topology {
     /// [`TopologyError::NoAllowedCpus`] if none of the CPUs is in the thread's mask now, and
     /// [`TopologyError::Affinity`] if the kernel refuses. The mask is then as before.
     pub fn pin_current_thread(&self, nid: Nid) -> Result<(), TopologyError> {
+        self.pin(nid, narrow)
+    }
+
+    /// The same for a thread that may have inherited the CPUs of another node, being started by one
+    /// that was pinned: it may then run on all CPUs of the node that are among `allowed`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`pin_current_thread`](Self::pin_current_thread).
+    pub fn pin_current_thread_within(
+        &self,
+        nid: Nid,
+        allowed: &AllowedCpus,
+    ) -> Result<(), TopologyError> {
+        self.pin(nid, |cpus| set_within(cpus, &allowed.0))
+    }
+
+    fn pin(
+        &self,
+        nid: Nid,
+        set: impl FnOnce(&[u32]) -> io::Result<Option<()>>,
+    ) -> Result<(), TopologyError> {
         if !self.is_this_machine() {
             return Err(TopologyError::NotThisMachine);
         }
         let node = self.nearest_with_cpus(nid).ok_or(TopologyError::UnknownNode { nid })?;
-        narrow(&node.cpus)
+        set(&node.cpus)
             .map_err(TopologyError::Affinity)?
             .ok_or(TopologyError::NoAllowedCpus { nid: node.nid })
     }
 }
 
+/// The CPUs that a thread may run on: what those that are started later may be pinned within.
+#[derive(Clone, Debug)]
+pub struct AllowedCpus(Box<CpuMask>);
+
+impl AllowedCpus {
+    /// Those of the calling thread now, which must not be pinned yet.
+    ///
+    /// # Errors
+    ///
+    /// [`TopologyError::Affinity`] if the kernel refuses.
+    pub fn of_current_thread() -> Result<Self, TopologyError> {
+        CpuMask::of_current_thread()
+            .map(|mask| Self(Box::new(mask)))
+            .map_err(TopologyError::Affinity)
+    }
+}
+
 /// Takes all other CPUs from the calling thread; does nothing and gives None if none were left.
 fn narrow(cpus: &[u32]) -> io::Result<Option<()>> {
-    let allowed = CpuMask::of_current_thread()?;
+    set_within(cpus, &CpuMask::of_current_thread()?)
+}
+
+/// Gives the calling thread those CPUs that are allowed; does nothing and gives None if none are.
+fn set_within(cpus: &[u32], allowed: &CpuMask) -> io::Result<Option<()>> {
     let mut wanted = CpuMask::empty();
     for &cpu in cpus.iter().filter(|&&cpu| allowed.contains(cpu)) {
         wanted.insert(cpu);
@@ -46,7 +89,7 @@ fn narrow(cpus: &[u32]) -> io::Result<Option<()>> {
 }
 
 /// A set of CPUs as the kernel takes it: bit n of the array is CPU n.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct CpuMask([c_ulong; MAX_CPUS / BITS]);
 
 impl CpuMask {
@@ -160,6 +203,29 @@ mod tests {
             assert_eq!(allowed(), [first], "as before");
             assert_eq!(narrow(&[first, second]).unwrap(), Some(()));
             assert_eq!(allowed(), [first]);
+        });
+    }
+
+    #[test]
+    fn a_thread_started_by_a_pinned_one_can_be_pinned_elsewhere() {
+        on_own_thread(|| {
+            let before = allowed();
+            let [first, second, ..] = before[..] else {
+                println!("SKIPPED: needs two CPUs, this thread may use only {before:?}");
+                return;
+            };
+            let node =
+                |nid, cpus, distances| Node { nid: Nid(nid), cpus, memory_bytes: 1, distances };
+            let nodes =
+                vec![node(0, vec![first], vec![10, 20]), node(1, vec![second], vec![20, 10])];
+            let machine = Topology::checked(nodes, true).unwrap();
+            let all = AllowedCpus::of_current_thread().unwrap();
+            machine.pin_current_thread(Nid(0)).unwrap();
+            on_own_thread(move || {
+                assert!(machine.pin_current_thread(Nid(1)).is_err());
+                machine.pin_current_thread_within(Nid(1), &all).unwrap();
+                assert_eq!(allowed(), [second]);
+            });
         });
     }
 

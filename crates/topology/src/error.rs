@@ -128,6 +128,17 @@ pub enum TopologyError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// get_mempolicy(2) or set_mempolicy(2) failed.
+    #[error(
+        "the thread's memory can't be made to come from node {nid} ({source}): the node must have \
+         memory online and be allowed (cpuset.mems), and set_mempolicy allowed (seccomp, CONFIG_NUMA)"
+    )]
+    ThreadPolicy {
+        /// The node it should have come from.
+        nid: Nid,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// The kernel's list of nodes could not be read.
     #[error("can't tell which nodes are online ({0}): is /sys mounted?")]
     OnlineNodes(#[source] io::Error),

@@ -24,6 +24,7 @@ mod online;
 mod pages;
 mod topology;
 
+pub use affinity::AllowedCpus;
 pub use error::TopologyError;
 pub use node::{Nid, Node};
 pub use online::online_nodes;

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use numerge::{AllocateError, Merger, Region};
+use numerge::{AllocateError, MemoryError, Merger, PagesByNode, Region};
 
 use super::images::{Image, ImageError, PAGE};
 
@@ -75,6 +75,14 @@ impl<'a> Guests<'a> {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.guests.iter().map(|guest| guest.region.len() as u64).sum()
+    }
+
+    /// Each guest's bytes, and on which nodes they are.
+    pub(crate) fn places(&self) -> Result<Vec<(u64, PagesByNode)>, MemoryError> {
+        let place = |guest: &Guest<'_>| {
+            guest.region.pages_by_node().map(|pages| (guest.region.len() as u64, pages))
+        };
+        self.guests.iter().map(place).collect()
     }
 
     /// Writes to one page in eight of every guest, while it is merged.

@@ -54,6 +54,12 @@ pub(crate) struct Arguments {
     /// 1: merge pages of all NUMA nodes with each other. 0: only within their node.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
     merge_across_nodes: u8,
+    /// Let threads of a node with nothing to do look at pages of nodes with more than enough.
+    #[arg(long)]
+    help_other_nodes: bool,
+    /// With --merge-across-nodes 0, move frames that the system moved to another node back.
+    #[arg(long)]
+    move_frames_back: bool,
     /// Go on merging for this many seconds after nothing more merges.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     keep_running: u32,
@@ -70,6 +76,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let merger = Merger::new(Options {
         threads_per_node: arguments.threads_per_node.map(usize::from),
         mapping_share_percent: MAPPING_SHARE_PERCENT,
+        help_other_nodes: arguments.help_other_nodes,
+        move_frames_back: arguments.move_frames_back,
         ..Options::default()
     })?;
     merger.set(Knob::PagesToScan, PAGES_TO_SCAN)?;
@@ -97,7 +105,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     progress.finish();
     let merging = watch.stop();
     report.after = report::Host::now()?;
-    report.merged(&merger, &merging)?;
+    report.merged(&merger, &guests, &merging)?;
     if arguments.keep_running > 0 {
         thread::sleep(Duration::from_secs(u64::from(arguments.keep_running)));
     }

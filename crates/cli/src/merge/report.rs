@@ -3,10 +3,11 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use numerge::{Counters, Merger};
+use numerge::{Counters, Merger, NodeReport, PagesByNode, PoolReport};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
+use super::guests::Guests;
 use super::images::Image;
 use super::{MAPPING_SHARE_PERCENT, since};
 
@@ -81,6 +82,9 @@ pub(crate) struct Report {
     skipped_files: usize,
     copies: u16,
     counters: Counters,
+    nodes: Vec<NodeReport>,
+    regions: Vec<(u64, PagesByNode)>,
+    pools: Vec<PoolReport>,
     mappings: u64,
     mappings_limit: u64,
     errors: Vec<String>,
@@ -107,6 +111,7 @@ impl Report {
     pub(crate) fn merged(
         &mut self,
         merger: &Merger,
+        guests: &Guests<'_>,
         merging: &Times,
     ) -> Result<(), Box<dyn Error>> {
         let stages = merger.stage_times();
@@ -116,6 +121,9 @@ impl Report {
             Times { wall: stages.scan.as_secs_f64(), cpu: (merging.cpu - merge.cpu).max(0.0) };
         self.times.merge = merge;
         self.counters = merger.counters();
+        self.nodes = merger.nodes();
+        self.pools = merger.pools();
+        self.regions = guests.places()?;
         let mappings = merger.mappings()?;
         self.mappings = mappings.used;
         self.mappings_limit = mappings.limit;
@@ -169,6 +177,8 @@ impl Report {
             "full_scans": c.full_scans,
             "stable_node_chains": c.stable_node_chains,
             "stable_node_dups": c.stable_node_dups,
+            "stable_nodes_queued": c.stable_nodes_queued,
+            "stable_nodes_replaced": c.stable_nodes_replaced,
             "ksm_zero_pages": c.ksm_zero_pages,
             "general_profit": c.general_profit(),
             "pages_registered": c.pages_registered,
@@ -192,11 +202,46 @@ impl Report {
             "metadata_bytes": c.metadata_bytes,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
+            "nodes": self.nodes.iter().map(node_to_json).collect::<Vec<_>>(),
+            "regions": self
+                .regions
+                .iter()
+                .map(|(bytes, pages)| json!({ "bytes": bytes, "pages_by_node": by_node(pages) }))
+                .collect::<Vec<_>>(),
+            "pools": self
+                .pools
+                .iter()
+                .map(|pool| json!({ "nid": pool.nid.0, "frames_by_node": by_node(&pool.frames) }))
+                .collect::<Vec<_>>(),
             "files": self.files,
             "files_padded": self.padded_files,
             "files_skipped": self.skipped_files,
             "errors": self.errors,
         })
+    }
+
+    /// A row a node, where there are several.
+    fn print_nodes(&self) {
+        if self.nodes.len() < 2 {
+            return;
+        }
+        println!(
+            "Nodes       {:>4} {:>10} {:>10} {:>10} {:>10} {:>10} {:>15}",
+            "node", "home", "scanned", "by others", "frames", "sharing", "remote sharers",
+        );
+        for node in &self.nodes {
+            println!(
+                "            {:>4} {:>10} {:>10} {:>10} {:>10} {:>10} {:>15}{}",
+                node.nid.0,
+                node.pages_home,
+                node.pages_scanned,
+                node.pages_scanned_remote,
+                node.pages_shared,
+                node.pages_sharing,
+                node.sharers_remote,
+                if node.online { "" } else { "  offline" },
+            );
+        }
     }
 
     fn print_summary(&self) {
@@ -240,6 +285,7 @@ impl Report {
             self.mappings_limit,
             mib(c.metadata_bytes),
         );
+        self.print_nodes();
         let times: Vec<String> = self
             .stages()
             .iter()
@@ -268,6 +314,29 @@ impl Report {
             println!("Note        {error}");
         }
     }
+}
+
+fn node_to_json(node: &NodeReport) -> Value {
+    json!({
+        "nid": node.nid.0,
+        "online": node.online,
+        "pages_home": node.pages_home,
+        "pages_scanned": node.pages_scanned,
+        "pages_scanned_remote": node.pages_scanned_remote,
+        "pages_shared": node.pages_shared,
+        "pages_sharing": node.pages_sharing,
+        "stable_node_chains": node.stable_node_chains,
+        "stable_node_dups": node.stable_node_dups,
+        "stable_nodes_queued": node.stable_nodes_queued,
+        "stable_nodes_replaced": node.stable_nodes_replaced,
+        "sharers_remote": node.sharers_remote,
+        "metadata_bytes": node.metadata_bytes,
+        "metadata_bytes_remote": node.metadata_bytes_remote,
+    })
+}
+
+fn by_node(pages: &PagesByNode) -> serde_json::Map<String, Value> {
+    pages.iter().map(|(nid, count)| (nid.to_string(), (*count).into())).collect()
 }
 
 fn note(count: usize, what: &str) -> String {

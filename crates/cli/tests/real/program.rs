@@ -37,6 +37,19 @@ fn merges_files_and_reports_in_json() {
     assert_eq!(report["files_padded"], 1);
     assert!(report["metadata_bytes"].as_u64().unwrap() > 4000 * 16);
     assert!(report["mappings"].as_u64().unwrap() > 0);
+    let sum = |list: &str, field: &str| -> u64 {
+        let of = report[list].as_array().unwrap().iter();
+        of.map(|one| one[field].as_u64().unwrap()).sum()
+    };
+    for counter in ["pages_shared", "pages_sharing", "stable_node_chains", "stable_node_dups"] {
+        assert_eq!(report[counter], sum("nodes", counter), "{counter}");
+    }
+    assert_eq!((sum("nodes", "pages_home"), sum("regions", "bytes")), (4000, 4000 * 4096));
+    assert_eq!(report["stable_nodes_queued"], 0);
+    for region in report["regions"].as_array().unwrap() {
+        let places = region["pages_by_node"].as_object().unwrap().values();
+        assert_eq!(places.map(|pages| pages.as_u64().unwrap()).sum::<u64>(), 1000, "{region}");
+    }
     for stage in ["load", "scan", "merge", "verify", "unmerge", "total"] {
         assert!(report["seconds"][stage].is_f64(), "{stage}");
         assert!(report["cpu_seconds"][stage].is_f64(), "{stage}");
@@ -62,6 +75,8 @@ fn options_reach_the_engine() {
         "1",
         "--merge-across-nodes",
         "0",
+        "--help-other-nodes",
+        "--move-frames-back",
         "--keep-running",
         "1",
     ];
