@@ -283,7 +283,7 @@ impl Core {
         // for what was written is reported once.
         let (closing, looks): (Vec<Look>, Vec<Look>) =
             looks.into_iter().partition(|look| look.region.is_closing());
-        cursor.put_back(closing.into_iter().filter(|look| world.holds(&look.region)).collect());
+        cursor.set_aside(closing);
         let looked = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
         if looked > 0 {
             self.pipeline(&world, reader, shard, &looks, began);
@@ -410,7 +410,7 @@ impl Core {
             return false;
         }
         self.passes().void[shard.index] = false;
-        homes::give_away(self, &world, shard);
+        let given = homes::give_away(self, &world, shard);
         let moved = migrations.is_some_and(|migrations| shard.is_news(migrations));
         // Also where the trees have become one since: a frame whose last sharer went while it was
         // queued is given back from there.
@@ -423,9 +423,11 @@ impl Core {
         let retry = passes % RETRY_PASSES == RETRY_PASSES - 1
             && self.tally.held.get() + self.tally.over_budget.get() > 0;
         if retry {
-            world.regions().for_each(|region| world.retry(region, shard.index));
+            world.regions().for_each(|region| world.retry(region, shard.node()));
         }
         cursor.begin(&world, shard.index, moved);
+        drop(world);
+        homes::place_records(self, &given);
         true
     }
 

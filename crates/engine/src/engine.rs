@@ -291,7 +291,7 @@ impl Engine {
     /// Takes a range of frames into use again, as it was taken out.
     ///
     /// # Errors
-    /// [`OfflineError::Range`] if it was not.
+    /// [`OfflineError::NotOffline`] if it was not.
     pub fn online_frames(&self, frames: Range<Kpfn>) -> Result<(), OfflineError> {
         self.inner.online_frames(frames)
     }
@@ -423,6 +423,9 @@ impl Inner {
         homes::find_homes(&self.core, &world, &region);
         world.insert(Arc::clone(&region));
         self.core.tally.registered.add(count);
+        drop(world);
+        let all: Vec<_> = region.segments().map(|n| (Arc::clone(&region), n)).collect();
+        homes::place_records(&self.core, &all);
         Ok(region)
     }
 

@@ -6,6 +6,8 @@
 //! its passes a shard looks at its segments again, and gives those away whose memory was moved or
 //! came to another node: it has no batch under way then, and after that leaves them alone.
 
+use std::sync::Arc;
+
 use numerge_stable_tree::{PageState, Record};
 
 use crate::core::Core;
@@ -17,38 +19,49 @@ use crate::world::World;
 /// Pages of a segment that are asked for: some ten microseconds for a GiB.
 const SAMPLE: u64 = 64;
 
-/// Gives away the segments of a shard that are at home elsewhere.
-pub(crate) fn give_away(core: &Core, world: &World, shard: &Shard) {
+/// Gives away the segments of a shard that are at home elsewhere, and says which.
+pub(crate) fn give_away(core: &Core, world: &World, shard: &Shard) -> Vec<(Arc<Region>, usize)> {
+    let mut given = Vec::new();
     if core.nids.len() == 1 {
-        return;
+        return given;
     }
     for region in world.regions().filter(|region| !region.is_closing()) {
-        for segment in region.segments() {
-            if usize::from(region.home(segment)) == shard.index {
-                let home = home_of(core, world, region, segment);
-                if usize::from(home) != shard.index {
-                    move_home(core, world, region, segment, home);
-                }
+        for segment in region.segments().filter(|n| region.home(*n) == shard.node()) {
+            let home = home_of(core, world, region, segment);
+            if home != shard.node() {
+                move_home(core, region, segment, home);
+                given.push((Arc::clone(region), segment));
             }
         }
     }
+    given
 }
 
 /// Finds the first homes of a new region, which no shard knows yet.
 pub(crate) fn find_homes(core: &Core, world: &World, region: &Region) {
-    for segment in region.segments() {
-        let home = home_of(core, world, region, segment);
-        region.set_home(segment, home);
-        place_records(core, world, region, segment);
+    for segment in region.segments().filter(|_| core.nids.len() > 1) {
+        region.set_home(segment, home_of(core, world, region, segment));
     }
 }
 
 /// Makes `home` scan a segment from its next pass on, and before the full scan that is under way is
 /// over (S3.4). The caller is the segment's home, or keeps all batches out.
-pub(crate) fn move_home(core: &Core, world: &World, region: &Region, segment: usize, home: u16) {
+pub(crate) fn move_home(core: &Core, region: &Region, segment: usize, home: u16) {
     region.set_home(segment, home);
-    place_records(core, world, region, segment);
     core.scan_again(home);
+}
+
+/// Puts the records of segments on their homes' nodes, one at a time: the machine may have to move
+/// 4 MiB for each.
+pub(crate) fn place_records(core: &Core, segments: &[(Arc<Region>, usize)]) {
+    for (region, segment) in segments.iter().filter(|_| core.nids.len() > 1) {
+        let world = core.world();
+        if world.holds(region) {
+            let nid = core.nids[usize::from(region.home(*segment))];
+            // Where that can't be done they are read from afar.
+            let _ = core.nodes.place(world.record_bytes(region, *segment), nid);
+        }
+    }
 }
 
 /// The node that most of a segment's own memory is on, as far as a sample tells; of frames nothing
@@ -80,11 +93,4 @@ fn home_of(core: &Core, world: &World, region: &Region, segment: usize) -> u16 {
 fn is_own(records: &[Record], index: u64) -> bool {
     let record = &records[usize::try_from(index).expect("a page of the region")];
     !matches!(record.state(), PageState::Merged(_) | PageState::Zero)
-}
-
-/// Puts the records of a segment on its home's node.
-fn place_records(core: &Core, world: &World, region: &Region, segment: usize) {
-    let bytes = world.record_bytes(region, segment);
-    // Where that can't be done they are read from afar.
-    let _ = core.nodes.place(bytes, core.nids[usize::from(region.home(segment))]);
 }

@@ -3,12 +3,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use numerge_stable_tree::{Closing, Kpfn};
 use numerge_topology::Nid;
 
-use crate::offline::{OfflineError, empty_frames, empty_node, stop_shard};
+use crate::offline::{OfflineError, What, empty, empty_frames, stop_shard};
 use crate::run::Inner;
+
+/// How long to wait before following the machine is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What is offline.
 pub(crate) struct Hotplug {
@@ -16,11 +20,13 @@ pub(crate) struct Hotplug {
     /// word that it is there does not bring it back then.
     commanded: Vec<bool>,
     closed: Vec<Closing>,
+    /// When following the machine failed last.
+    failed: Option<Instant>,
 }
 
 impl Hotplug {
     pub(crate) fn new(nodes: usize) -> Self {
-        Self { commanded: vec![false; nodes], closed: Vec::new() }
+        Self { commanded: vec![false; nodes], closed: Vec::new(), failed: None }
     }
 }
 
@@ -51,7 +57,7 @@ impl Inner {
         let overlaps =
             |closed: &Closing| closed.range().start < range.end && range.start < closed.range().end;
         if let Some(closed) = hotplug.closed.iter().find(|closed| overlaps(closed)) {
-            return Err(OfflineError::Range(closed.range(), true));
+            return Err(OfflineError::AlreadyOffline(closed.range()));
         }
         let mut closed: Vec<_> = hotplug.closed.iter().map(Closing::range).collect();
         closed.push(range.clone());
@@ -76,7 +82,7 @@ impl Inner {
     pub(crate) fn online_frames(&self, range: Range<Kpfn>) -> Result<(), OfflineError> {
         let mut hotplug = self.hotplug.lock();
         let place = hotplug.closed.iter().position(|closed| closed.range() == range);
-        let closing = hotplug.closed.swap_remove(place.ok_or(OfflineError::Range(range, false))?);
+        let closing = hotplug.closed.swap_remove(place.ok_or(OfflineError::NotOffline(range))?);
         self.core.forest.open(closing);
         let closed: Vec<_> = hotplug.closed.iter().map(Closing::range).collect();
         self.core.frames.withhold(&closed);
@@ -91,19 +97,23 @@ impl Inner {
         }
         // One at a time; who finds another at it, or a command, leaves it to them.
         let Some(mut hotplug) = self.hotplug.try_lock() else { return };
+        if hotplug.failed.is_some_and(|failed| failed.elapsed() < RETRY) || self.is_stopping() {
+            return;
+        }
         let Ok(online) = self.core.nodes.online() else { return };
+        let mut done = Ok(());
         for node in 0..self.core.node_count() {
             let shard = &self.core.shards[usize::from(node)];
             let is_there = online.contains(&shard.nid);
             let commanded = &mut hotplug.commanded[usize::from(node)];
             *commanded &= is_there;
-            // What can't be done now is tried again after the next pass.
             if is_there && !*commanded && !shard.is_online() {
-                let _ = self.bring_node(node);
+                done = done.and(self.bring_node(node));
             } else if !is_there && shard.is_online() && caller != Some(shard.index) {
-                let _ = self.take_node(node);
+                done = done.and(self.take_node(node));
             }
         }
+        hotplug.failed = done.is_err().then(Instant::now);
     }
 
     fn take_node(self: &Arc<Self>, node: u16) -> Result<(), OfflineError> {
@@ -114,7 +124,7 @@ impl Inner {
             self.join(shard.index);
         }
         let reader = core.forest.register();
-        let done = empty_node(core, &reader, shard.nid);
+        let done = empty(core, &reader, &What::Node(shard.nid));
         core.return_freed(&reader);
         if done.is_err() {
             // As it was, but for pages that are unmerged.
@@ -129,11 +139,16 @@ impl Inner {
             return Ok(());
         }
         let nid = shard.nid;
-        self.core.set_gone(node, false);
         shard
             .start(&self.core.nodes)
             .map_err(|error| OfflineError::Threads { nid, reason: error.to_string() })?;
-        self.start(shard.index).map_err(|(nid, reason)| OfflineError::Threads { nid, reason })
+        self.core.set_gone(node, false);
+        if let Err((nid, reason)) = self.start(shard.index) {
+            shard.stop();
+            self.core.set_gone(node, true);
+            return Err(OfflineError::Threads { nid, reason });
+        }
+        Ok(())
     }
 
     fn known_node(&self, nid: Nid) -> Result<u16, OfflineError> {

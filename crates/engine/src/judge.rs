@@ -148,25 +148,33 @@ pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -
 fn judge_on(core: &Core, world: &World, node: u16, pieces: &[Piece<'_>]) -> Vec<Judged> {
     let work = |threads: u16, pieces: &[Piece<'_>]| -> Vec<Judged> {
         core.count_scanned(threads, pieces.iter().map(|piece| (piece.node, piece.pages.len())));
-        let new_judge = || Judge { core, world, merged: Vec::new() };
+        let new_judge = || Judge { node: threads, core, world, merged: Vec::new() };
         pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
     };
     let helpers = core.helpers(node);
     let share = pieces.len().div_ceil(helpers.len() + 1).max(1);
     let (own, others) = pieces.split_at(share.min(pieces.len()));
     let mut judged: Vec<Vec<Judged>> = helpers.iter().map(|_| Vec::new()).collect();
-    let mut first = Vec::new();
+    let (mut first, mut unhelped) = (Vec::new(), Vec::new());
     std::thread::scope(|scope| {
         let shares = others.chunks(share).zip(&mut judged).zip(&helpers);
         for ((pieces, judged), (threads, pool)) in shares {
-            scope.spawn(move || *judged = pool.install(|| work(*threads, pieces)));
+            let help = move || *judged = pool.install(|| work(*threads, pieces));
+            // Without a thread to wait in, there is no help.
+            if std::thread::Builder::new().spawn_scoped(scope, help).is_err() {
+                unhelped.push(pieces);
+            }
         }
         first = core.pool(node).install(|| work(node, own));
     });
-    std::iter::once(first).chain(judged).flatten().collect()
+    let rest = unhelped.into_iter().map(|pieces| core.pool(node).install(|| work(node, pieces)));
+    let rest: Vec<Vec<Judged>> = rest.collect();
+    std::iter::once(first).chain(judged).chain(rest).flatten().collect()
 }
 
 struct Judge<'a> {
+    /// The node of the threads that do it.
+    node: u16,
     core: &'a Core,
     world: &'a World,
     /// Places in the piece of pages that were found merged, and what those pages are to be if they
@@ -200,7 +208,9 @@ impl Judge<'_> {
     /// Fills in the candidates' node, and their tree by it. Where the node can't be told, or is on
     /// its way offline, they wait for another look.
     fn place(&self, piece: &Piece<'_>, candidates: &mut Vec<Candidate>) {
-        match piece.node.filter(|node| self.core.shards[usize::from(*node)].is_online()) {
+        // Where one tree serves all, a node that the engine does not know is as good as any.
+        let node = piece.node.or((!self.core.has_tree_per_node()).then_some(self.node));
+        match node.filter(|node| self.core.shards[usize::from(*node)].is_online()) {
             Some(node) => candidates.iter_mut().for_each(|candidate| {
                 candidate.node = node;
                 candidate.tree = self.core.tree_of(node);

@@ -18,9 +18,10 @@ use crate::shard::Shard;
 use crate::world::World;
 
 /// Contents walked, and frames whose nodes are asked for, at once.
-const WALKED: usize = 1024;
+pub(crate) const WALKED: usize = 1024;
 
-const ALL: Range<Kpfn> = Kpfn(0)..Kpfn(1 << Kpfn::BITS);
+/// All frames.
+pub(crate) const ALL: Range<Kpfn> = Kpfn(0)..Kpfn(1 << Kpfn::BITS);
 
 /// Queues every stable node whose frame is not on its tree's node any more, or, where that is wanted,
 /// has the frame moved back. False if not all could be told where they are.
@@ -170,7 +171,7 @@ fn only_sharer(core: &Core, world: &World, kpfn: Kpfn) -> Option<PageId> {
         return None;
     }
     let mut pages = Vec::with_capacity(1);
-    rmap::sharers(core.rmap_head(kpfn), &world.pages, &mut pages);
+    rmap::sharers(core.rmap_head(kpfn), &world.pages, 1, &mut pages);
     // None while another shard's merge, which holds the share, is under way.
     pages.first().copied()
 }

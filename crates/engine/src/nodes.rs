@@ -163,7 +163,7 @@ fn remote_sharers(core: &Core, kpfn: Kpfn, node: usize) -> u64 {
     let world = core.world();
     let mut pages: Vec<PageId> = Vec::new();
     if let Some(head) = core.forest.rmap_head(kpfn) {
-        rmap::sharers(head, &world.pages, &mut pages);
+        rmap::sharers(head, &world.pages, usize::MAX, &mut pages);
     }
     let home = |page: &PageId| {
         let (region, index) = world.locate(*page);

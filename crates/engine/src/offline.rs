@@ -6,23 +6,20 @@
 //! with the last of them the stable node goes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use numerge_stable_tree::{Closing, Fingerprint, Handle, Kpfn, PageId, TreeId, rmap};
+use numerge_stable_tree::{Closing, Fingerprint, Handle, Kpfn, PageId, Queued, TreeId, rmap};
 use numerge_topology::Nid;
 use parking_lot::RwLockWriteGuard;
 
 use crate::core::Core;
 use crate::homes;
 use crate::machine::MemoryError;
+use crate::migrate::{ALL, WALKED};
 use crate::unmerge::{PIECE_PAGES, give_own_memory};
-
-/// Contents walked, and frames whose nodes are asked for, at once.
-const WALKED: usize = 1024;
 
 /// The most times everything is gone over: frames of a node can get new sharers while that goes on.
 const ROUNDS: usize = 64;
-
-const ALL: Range<Kpfn> = Kpfn(0)..Kpfn(1 << Kpfn::BITS);
 
 /// Why memory was not taken offline, or not brought back. What is merged is intact.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +38,12 @@ pub enum OfflineError {
     /// The range is empty, or begins or ends outside of all frame numbers.
     #[error("frames {:#x}..{:#x} are no range: allowed is {:#x}..{:#x}", .0.start.0, .0.end.0, ALL.start.0, ALL.end.0)]
     NoRange(Range<Kpfn>),
-    /// The range is not as it would have to be.
-    #[error("frames {:#x}..{:#x} are {}offline", .0.start.0, .0.end.0, if *.1 { "" } else { "not " })]
-    Range(Range<Kpfn>, bool),
+    /// Part of it is offline already.
+    #[error("frames {:#x}..{:#x} are offline already", .0.start.0, .0.end.0)]
+    AlreadyOffline(Range<Kpfn>),
+    /// Exactly this range was not taken offline.
+    #[error("frames {:#x}..{:#x} were not taken offline", .0.start.0, .0.end.0)]
+    NotOffline(Range<Kpfn>),
     /// Frames got new sharers as fast as they lost them.
     #[error("frames are still in use after {ROUNDS} rounds: stop scanning and try again")]
     Busy,
@@ -61,8 +61,10 @@ pub enum OfflineError {
 }
 
 /// What is to be emptied.
-enum What<'a> {
+pub(crate) enum What<'a> {
+    /// Frames whose memory is on this node.
     Node(Nid),
+    /// These frames.
     Frames(&'a Range<Kpfn>),
 }
 
@@ -89,19 +91,20 @@ pub(crate) fn stop_shard(core: &Core, node: u16) -> Result<(), OfflineError> {
         core.scan_again(heir);
         cursor.put_back(looks);
     }
-    let world = core.world_mut();
-    for region in world.regions() {
-        for segment in region.segments().filter(|segment| region.home(*segment) == node) {
-            homes::move_home(core, &world, region, segment, heir);
+    let mut moved = Vec::new();
+    {
+        let world = core.world_mut();
+        for region in world.regions() {
+            for segment in region.segments().filter(|segment| region.home(*segment) == node) {
+                homes::move_home(core, region, segment, heir);
+                moved.push((Arc::clone(region), segment));
+            }
         }
     }
+    drop(cursor);
     core.set_gone(node, true);
+    homes::place_records(core, &moved);
     Ok(())
-}
-
-/// Gives up every frame whose memory is on a node. Its shard was stopped.
-pub(crate) fn empty_node(core: &Core, reader: &Handle, nid: Nid) -> Result<(), OfflineError> {
-    empty(core, reader, &What::Node(nid))
 }
 
 /// Closes a range of frames and gives up those that are in use.
@@ -125,13 +128,15 @@ pub(crate) fn empty_frames(
     }
 }
 
-fn empty(core: &Core, reader: &Handle, what: &What<'_>) -> Result<(), OfflineError> {
+/// Gives up all frames that are meant. If they are a node's, its shard was stopped.
+pub(crate) fn empty(core: &Core, reader: &Handle, what: &What<'_>) -> Result<(), OfflineError> {
     let _held = core.hold_frames();
     for _ in 0..ROUNDS {
-        let mut found = empty_queue(core, reader, what)?;
+        let mut found = false;
         for tree in (0..core.node_count()).map(TreeId) {
-            found |= empty_tree(core, reader, what, tree)?;
+            found |= queue_tree(core, reader, what, tree);
         }
+        found |= empty_queue(core, reader, what)?;
         if !found {
             return Ok(());
         }
@@ -140,13 +145,9 @@ fn empty(core: &Core, reader: &Handle, what: &What<'_>) -> Result<(), OfflineErr
     Err(OfflineError::Busy)
 }
 
-/// True if anything was there.
-fn empty_tree(
-    core: &Core,
-    reader: &Handle,
-    what: &What<'_>,
-    tree: TreeId,
-) -> Result<bool, OfflineError> {
+/// Takes frames out of a tree, or they would get new sharers as fast as they lose them. True if any
+/// were there.
+fn queue_tree(core: &Core, reader: &Handle, what: &What<'_>, tree: TreeId) -> bool {
     let range = match what {
         What::Node(_) => &ALL,
         What::Frames(range) => *range,
@@ -157,19 +158,17 @@ fn empty_tree(
         kpfns.clear();
         next = core.forest.collect(&reader.pin(), tree, range, from, WALKED, &mut kpfns);
         what.retain(core, &mut kpfns);
-        found |= !kpfns.is_empty();
+        let guard = reader.pin();
         for kpfn in &kpfns {
-            // Out of the tree, or it would get new sharers as fast as it loses them.
-            core.forest.to_queue(&reader.pin(), *kpfn);
-            evict(core, reader, *kpfn)?;
+            found |= core.forest.to_queue(&guard, *kpfn);
         }
     }
-    Ok(found)
+    found
 }
 
-/// True if anything was there.
+/// Gives up frames on the queue. True if any were there.
 fn empty_queue(core: &Core, reader: &Handle, what: &What<'_>) -> Result<bool, OfflineError> {
-    let mut found = false;
+    let (mut taken, mut found) = (Vec::new(), false);
     for _ in 0..core.forest.queued_len() {
         let Some(queued) = core.forest.take_queued(&reader.pin()) else { break };
         let mut kpfns = vec![queued.kpfn()];
@@ -179,13 +178,55 @@ fn empty_queue(core: &Core, reader: &Handle, what: &What<'_>) -> Result<bool, Of
             continue;
         }
         found = true;
-        if let Err(error) = evict(core, reader, queued.kpfn()) {
-            core.forest.requeue(queued);
-            return Err(error);
+        taken.push(queued);
+        if taken.len() == WALKED {
+            evict(core, reader, std::mem::take(&mut taken))?;
         }
-        core.forest.detach(&reader.pin(), queued);
     }
+    evict(core, reader, taken)?;
     Ok(found)
+}
+
+/// Gives the sharers of frames memory of their own; the frames go with their last sharers. If that
+/// fails the frames are queued still.
+fn evict(core: &Core, reader: &Handle, frames: Vec<Queued>) -> Result<(), OfflineError> {
+    let kpfns = frames.iter().map(Queued::kpfn).collect();
+    let done = unmerge_sharers(core, reader, kpfns);
+    for queued in frames {
+        match done {
+            Ok(()) => core.forest.detach(&reader.pin(), queued),
+            Err(_) => core.forest.requeue(queued),
+        }
+    }
+    done
+}
+
+/// In pieces that hold nobody up for long. Whoever reserved a share before the frames were queued
+/// has used it or given it up by the time that the tables are had alone.
+fn unmerge_sharers(core: &Core, reader: &Handle, mut kpfns: Vec<Kpfn>) -> Result<(), OfflineError> {
+    let most = usize::try_from(PIECE_PAGES).expect("a small number");
+    let mut pages: Vec<PageId> = Vec::with_capacity(most);
+    while !kpfns.is_empty() {
+        let world = core.world_mut();
+        pages.clear();
+        while let Some(kpfn) = kpfns.last() {
+            if let Some(head) = core.forest.rmap_head(*kpfn) {
+                rmap::sharers(head, &world.pages, most, &mut pages);
+            }
+            if pages.len() == most {
+                break; // it may have more
+            }
+            kpfns.pop();
+        }
+        pages.sort_unstable();
+        for some in pages.chunk_by(|a, b| world.locate(*a).0.slot == world.locate(*b).0.slot) {
+            let region = world.locate(some[0]).0;
+            let places: Vec<u64> = some.iter().map(|page| page.0 - region.first.0).collect();
+            give_own_memory(core, &world, reader, region, &places)?;
+        }
+        RwLockWriteGuard::unlock_fair(world);
+    }
+    Ok(())
 }
 
 impl What<'_> {
@@ -200,29 +241,5 @@ impl What<'_> {
             }
             Self::Frames(range) => kpfns.retain(|kpfn| range.contains(kpfn)),
         }
-    }
-}
-
-/// Gives the sharers of a frame memory of their own, in pieces that hold nobody up for long.
-fn evict(core: &Core, reader: &Handle, kpfn: Kpfn) -> Result<(), OfflineError> {
-    let mut sharers: Vec<PageId> = Vec::new();
-    loop {
-        let world = core.world_mut();
-        sharers.clear();
-        // No batch is under way, so that every share is a page's.
-        if let Some(head) = core.forest.rmap_head(kpfn) {
-            rmap::sharers(head, &world.pages, &mut sharers);
-        }
-        if sharers.is_empty() {
-            return Ok(());
-        }
-        sharers.truncate(usize::try_from(PIECE_PAGES).expect("a small number"));
-        sharers.sort_unstable();
-        for some in sharers.chunk_by(|a, b| world.locate(*a).0.slot == world.locate(*b).0.slot) {
-            let region = world.locate(some[0]).0;
-            let pages: Vec<u64> = some.iter().map(|page| page.0 - region.first.0).collect();
-            give_own_memory(core, &world, reader, region, &pages)?;
-        }
-        RwLockWriteGuard::unlock_fair(world);
     }
 }

@@ -56,11 +56,16 @@ impl Inner {
             return Ok(());
         }
         let (inner, nid) = (Arc::clone(self), self.core.shards[index].nid);
+        // Held until the thread is in it: who ends all threads finds it there, or it is not started.
+        let mut threads = self.threads.lock();
+        if self.is_stopping() {
+            return Ok(());
+        }
         let thread = std::thread::Builder::new()
             .name(format!("numerge-{nid}"))
             .spawn(move || inner.scan(index))
             .map_err(|error| (nid, error.to_string()))?;
-        self.threads.lock()[index] = Some(thread);
+        threads[index] = Some(thread);
         Ok(())
     }
 
@@ -84,9 +89,14 @@ impl Inner {
         self.changed.notify_all();
     }
 
+    /// Whether all threads are to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
     /// Whether a shard's thread is to end.
     fn is_over(&self, index: usize) -> bool {
-        self.stop.load(Ordering::SeqCst) || !self.core.shards[index].is_online()
+        self.is_stopping() || !self.core.shards[index].is_online()
     }
 
     /// A shard's thread.

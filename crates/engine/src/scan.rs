@@ -52,6 +52,9 @@ pub(crate) struct Cursor {
     /// Whether memory may have moved since the last pass, so that candidates have to be asked for
     /// their node.
     moved: bool,
+    /// Of regions that are being let go of: they wait for the next pass, when the region is gone or
+    /// stays after all.
+    aside: Vec<Look>,
     /// Found and not looked at yet.
     looks: VecDeque<Look>,
     under_way: bool,
@@ -73,6 +76,7 @@ impl Cursor {
             self.segments.extend(mine.map(|n| (Arc::clone(region), region.segment(n))));
         }
         self.segments.reverse();
+        self.looks.extend(self.aside.drain(..).filter(|look| world.holds(&look.region)));
         self.moved = moved;
         self.shard = shard;
         self.under_way = true;
@@ -82,7 +86,12 @@ impl Cursor {
     pub(crate) fn drain(&mut self) -> Vec<Look> {
         self.segments.clear();
         self.under_way = false;
-        self.looks.drain(..).collect()
+        self.aside.drain(..).chain(self.looks.drain(..)).collect()
+    }
+
+    /// Keeps looks for the next pass.
+    pub(crate) fn set_aside(&mut self, looks: Vec<Look>) {
+        self.aside.extend(looks);
     }
 
     /// Takes back looks that were not carried out.

@@ -88,11 +88,14 @@ impl World {
 
     /// Where the records of a segment are.
     pub(crate) fn record_bytes(&self, region: &Region, segment: usize) -> Range<*const u8> {
+        let Range { start, end } = self.segment_records(region, segment).as_ptr_range();
+        start.cast()..end.cast()
+    }
+
+    fn segment_records(&self, region: &Region, segment: usize) -> &[Record] {
         let pages = region.segment(segment);
         let index = |page| usize::try_from(page).expect("a page of the region");
-        let records = &self.pages.records(region.slot)[index(pages.start)..index(pages.end)];
-        let Range { start, end } = records.as_ptr_range();
-        start.cast()..end.cast()
+        &self.pages.records(region.slot)[index(pages.start)..index(pages.end)]
     }
 
     pub(crate) fn unstable(&self, tree: TreeId) -> &UnstableTree {
@@ -145,12 +148,14 @@ impl World {
 
     /// Has the pages of a region that could not be merged, and are at home at `shard`, looked at
     /// again.
-    pub(crate) fn retry(&self, region: &Region, shard: usize) {
-        for (index, record) in (0..).zip(self.pages.records(region.slot)) {
-            if usize::from(region.home_of(index)) == shard
-                && matches!(record.state(), PageState::Held(_) | PageState::OverBudget(_))
-            {
-                region.pending.add(index);
+    pub(crate) fn retry(&self, region: &Region, shard: u16) {
+        for segment in region.segments().filter(|segment| region.home(*segment) == shard) {
+            let pages = region.segment(segment);
+            let records = self.segment_records(region, segment);
+            for (index, record) in pages.zip(records) {
+                if matches!(record.state(), PageState::Held(_) | PageState::OverBudget(_)) {
+                    region.pending.add(index);
+                }
             }
         }
     }

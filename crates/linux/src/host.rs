@@ -92,7 +92,7 @@ pub(crate) fn pages_moved() -> io::Result<u64> {
     let path = "/proc/vmstat";
     let text = fs::read_to_string(path)?;
     let counts = text.lines().filter_map(|line| line.split_once(' '));
-    let moved = counts.filter(|(name, _)| ["pgmigrate_success", "pswpin"].contains(name));
+    let moved = counts.filter(|(name, _)| ["pgmigrate_success", "pswpin", "zswpin"].contains(name));
     moved.map(|(_, count)| count.trim().parse::<u64>().map_err(|_| malformed(path))).sum()
 }
 

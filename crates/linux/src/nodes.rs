@@ -46,6 +46,9 @@ impl Nodes for Machine {
     }
 
     fn online(&self) -> io::Result<Vec<Nid>> {
+        if !self.topology.is_this_machine() {
+            return Ok(self.topology.nodes().iter().map(|node| node.nid).collect());
+        }
         numerge_topology::online_nodes().map_err(io::Error::other)
     }
 
@@ -54,8 +57,9 @@ impl Nodes for Machine {
         if pages.is_empty() || self.topology.nodes().len() == 1 {
             return Ok(());
         }
-        let placed = self.topology.prefer_node(pages.start, pages.end - pages.start, nid);
-        placed.map_err(io::Error::other)
+        // No policy: this is the allocator's memory, and something else's tomorrow.
+        let addresses: Vec<usize> = pages.step_by(PAGE_SIZE).collect();
+        numerge_topology::move_pages(&addresses, nid).map_err(io::Error::other)
     }
 
     fn places(&self, bytes: Range<*const u8>) -> io::Result<Vec<(Nid, u64)>> {

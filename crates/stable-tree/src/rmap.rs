@@ -50,11 +50,16 @@ pub fn unlink(
     list.first.is_none()
 }
 
-/// Appends the pages mapped to a frame to `out`.
-pub fn sharers(word: &AtomicU64, records: &(impl Records + ?Sized), out: &mut Vec<PageId>) {
+/// Appends the pages mapped to a frame to `out`, until that has `most`.
+pub fn sharers(
+    word: &AtomicU64,
+    records: &(impl Records + ?Sized),
+    most: usize,
+    out: &mut Vec<PageId>,
+) {
     let list = head::lock(word);
     let mut next: Link = list.first;
-    while let Some(page) = next {
+    while let Some(page) = next.filter(|_| out.len() < most) {
         out.push(page);
         next = records.record(page).sharers().1;
     }
@@ -72,7 +77,7 @@ mod tests {
         let (head, kpfn) = (AtomicU64::new(EMPTY), Kpfn(9));
         let walk = || {
             let mut pages = Vec::new();
-            sharers(&head, &*records, &mut pages);
+            sharers(&head, &*records, usize::MAX, &mut pages);
             pages.iter().map(|page| page.0).collect::<Vec<_>>()
         };
         for n in 0..5 {

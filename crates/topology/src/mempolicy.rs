@@ -3,7 +3,6 @@
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::{io, ptr};
 
-use crate::pages::MPOL_MF_MOVE;
 use crate::{Nid, Topology, TopologyError};
 
 /// The most nodes Linux can be configured for (MAX_NUMNODES with NODES_SHIFT 10).
@@ -28,17 +27,16 @@ impl Topology {
     /// [`TopologyError::BindMemory`] with what the kernel said: EINVAL for an address within a page
     /// or a node not allowed, EFAULT if part of the range is not mapped.
     pub fn bind_memory(&self, address: usize, bytes: usize, nid: Nid) -> Result<(), TopologyError> {
-        self.set_policy(address, bytes, nid, libc::MPOL_BIND, 0)
-    }
-
-    /// Like [`bind_memory`](Self::bind_memory), but only a preference (MPOL_PREFERRED), and pages
-    /// already there are moved, if no other process has them.
-    ///
-    /// # Errors
-    ///
-    /// As for [`bind_memory`](Self::bind_memory).
-    pub fn prefer_node(&self, address: usize, bytes: usize, nid: Nid) -> Result<(), TopologyError> {
-        self.set_policy(address, bytes, nid, libc::MPOL_PREFERRED, MPOL_MF_MOVE)
+        if !self.is_this_machine() {
+            return Err(TopologyError::NotThisMachine);
+        }
+        let node = self.nearest_with_memory(nid).ok_or(TopologyError::UnknownNode { nid })?;
+        mbind(address, bytes, node.nid).map_err(|source| TopologyError::BindMemory {
+            address,
+            bytes,
+            nid: node.nid,
+            source,
+        })
     }
 
     /// Does something while the memory that the system gives to the calling thread comes from a node,
@@ -66,26 +64,6 @@ impl Topology {
         // Also when `act` panics.
         let _restore = Restore(before);
         Ok(act())
-    }
-
-    fn set_policy(
-        &self,
-        address: usize,
-        bytes: usize,
-        nid: Nid,
-        mode: c_int,
-        flags: c_int,
-    ) -> Result<(), TopologyError> {
-        if !self.is_this_machine() {
-            return Err(TopologyError::NotThisMachine);
-        }
-        let node = self.nearest_with_memory(nid).ok_or(TopologyError::UnknownNode { nid })?;
-        mbind(address, bytes, node.nid, mode, flags).map_err(|source| TopologyError::BindMemory {
-            address,
-            bytes,
-            nid: node.nid,
-            source,
-        })
     }
 }
 
@@ -152,7 +130,7 @@ impl Drop for Restore {
     }
 }
 
-fn mbind(address: usize, bytes: usize, nid: Nid, mode: c_int, flags: c_int) -> io::Result<()> {
+fn mbind(address: usize, bytes: usize, nid: Nid) -> io::Result<()> {
     let nodes = mask(nid)?;
     // SAFETY: needed for the system call. The kernel reads `MAX_NODES` bits of the array and keeps
     // no pointer. It takes one off the number of bits it is given (a quirk of long standing), hence
@@ -163,10 +141,10 @@ fn mbind(address: usize, bytes: usize, nid: Nid, mode: c_int, flags: c_int) -> i
             libc::SYS_mbind,
             address,
             bytes,
-            c_long::from(mode),
+            c_long::from(libc::MPOL_BIND),
             nodes.as_ptr(),
             MAX_NODES + 1,
-            c_long::from(flags),
+            0,
         )
     };
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -94,9 +94,9 @@ fn s4_5_a_range_of_frames_goes_offline_and_comes_back() {
     assert_ne!(bed.frame(20), Some(frame));
 
     let twice = bed.engine.offline_frames(Kpfn(0)..Kpfn(1 << 30)).unwrap_err();
-    assert!(matches!(twice, OfflineError::Range(known, true) if known == range));
+    assert!(matches!(twice, OfflineError::AlreadyOffline(known) if known == range));
     bed.engine.online_frames(range.clone()).unwrap();
-    assert!(matches!(bed.engine.online_frames(range), Err(OfflineError::Range(_, false))));
+    assert!(matches!(bed.engine.online_frames(range), Err(OfflineError::NotOffline(_))));
 }
 
 #[test]

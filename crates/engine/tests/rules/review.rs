@@ -566,7 +566,7 @@ fn s5_3_scanning_goes_on_while_a_large_region_is_let_go_of() {
         wait(20);
         let before = engine.counters();
         let began = Instant::now();
-        let mut after = before.clone();
+        let mut after = before;
         while !going.is_finished() {
             after = engine.counters();
             wait(1);
