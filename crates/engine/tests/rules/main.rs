@@ -5,10 +5,10 @@
 mod bed;
 mod content;
 mod control;
+mod handover;
 mod homes;
 mod limit;
 mod numa;
 mod offline;
 mod races;
-mod review;
 mod scanning;

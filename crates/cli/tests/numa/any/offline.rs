@@ -25,7 +25,7 @@ fn s4_5_frames_taken_offline_are_given_up_and_their_pages_merged_elsewhere() {
     bed.check_sums();
     guests.iter().for_each(|guest| guest.check());
     let again = bed.merger.offline_frames(FIRST_FILE);
-    assert!(matches!(again, Err(OfflineError::Range(_, true))), "{again:?}");
+    assert!(matches!(again, Err(OfflineError::AlreadyOffline(_))), "{again:?}");
 
     // Its pages' memory is where it was, or wherever the kernel put the copies.
     guests[0].place(0..300, a);
@@ -37,7 +37,7 @@ fn s4_5_frames_taken_offline_are_given_up_and_their_pages_merged_elsewhere() {
 
     bed.merger.online_frames(FIRST_FILE).unwrap();
     let again = bed.merger.online_frames(FIRST_FILE);
-    assert!(matches!(again, Err(OfflineError::Range(_, false))), "{again:?}");
+    assert!(matches!(again, Err(OfflineError::NotOffline(_))), "{again:?}");
     bed.settle();
     assert_eq!((bed.figures(a), bed.figures(b)), figures);
     bed.unmerge(&guests);
