@@ -3,13 +3,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::Machine;
 use numerge_engine::machine::{
-    FrameError, Frames, Kind, Mappings, Memory, MemoryError, Nodes, Outcome, PAGE_SIZE, Run, Vpn,
-    Written,
+    FrameError, Frames, Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
 };
 use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid, RegionHandle};
 use parking_lot::Mutex;
@@ -39,8 +38,6 @@ struct Held {
     nodes_fail: Mutex<(Range<u64>, u64)>,
     /// Whether nobody can say where frames are.
     frames_unknown: AtomicBool,
-    /// Microseconds that asking for the nodes of frames takes.
-    frame_nodes_us: AtomicU64,
 }
 
 impl Held {
@@ -56,7 +53,6 @@ impl Held {
             written_fails: AtomicBool::new(false),
             nodes_fail: Mutex::new((0..0, 0)),
             frames_unknown: AtomicBool::new(false),
-            frame_nodes_us: AtomicU64::new(0),
         })
     }
 
@@ -168,10 +164,6 @@ impl Frames for Held {
             let hook = place.map(|place| hooks.remove(place).2);
             drop(hooks);
             hook.into_iter().for_each(|hook| hook());
-        }
-        let us = self.frame_nodes_us.load(SeqCst);
-        if us > 0 {
-            std::thread::sleep(Duration::from_micros(us));
         }
         if self.frames_unknown.load(SeqCst) {
             out.extend(kpfns.iter().map(|_| None));
