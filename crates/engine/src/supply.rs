@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, Refused};
+use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, Refused, Terms};
 use rayon::prelude::*;
 
 use crate::core::Core;
@@ -149,33 +149,48 @@ fn publish(
     frames: &[Kpfn],
     merges: &mut Vec<Merge>,
 ) {
+    let &Group { tree, node, fingerprint, .. } = group;
+    let merge = |(page, kpfn)| Merge { page, fingerprint, kpfn: Some(kpfn), tree, node };
     for (place, &kpfn) in frames.iter().enumerate() {
-        let pages = || group.pages.iter().copied().skip(place).step_by(frames.len());
-        let shares = u32::try_from(pages().count()).expect("no more than the sharing limit");
+        let pages: Vec<PageId> =
+            group.pages.iter().copied().skip(place).step_by(frames.len()).collect();
+        let shares = u32::try_from(pages.len()).expect("no more than the sharing limit");
         core.forest.create(kpfn, shares);
-        if insert(core, reader, group, kpfn) {
-            merges.extend(pages().map(|page| Merge {
-                page,
-                fingerprint: group.fingerprint,
-                kpfn: Some(kpfn),
-                tree: group.tree,
-                node: group.node,
-            }));
-        } else {
-            let guard = reader.pin();
-            let pages: Vec<PageId> = pages().collect();
-            for _ in &pages {
-                core.forest.give_up(&guard, kpfn);
+        let place = insert(core, reader, group, kpfn, shares);
+        if let Place::Inserted = place {
+            merges.extend(pages.into_iter().map(|page| merge((page, kpfn))));
+            continue;
+        }
+        let guard = reader.pin();
+        for _ in &pages {
+            core.forest.give_up(&guard, kpfn);
+        }
+        match place {
+            Place::Elsewhere(shares) => {
+                let kpfns =
+                    shares.into_iter().flat_map(|(kpfn, count)| (0..count).map(move |_| kpfn));
+                merges.extend(pages.into_iter().zip(kpfns).map(merge));
             }
-            hold(core, world, &pages, group.fingerprint);
+            _ => hold(core, world, &pages, fingerprint),
         }
     }
 }
 
+/// What became of a new frame.
+enum Place {
+    /// It is in the tree.
+    Inserted,
+    /// It is not needed: so many shares of other frames were to be had.
+    Elsewhere(Vec<(Kpfn, u32)>),
+    /// It can't be inserted: there are too many contents of its fingerprint, or its range is being
+    /// taken offline.
+    Refused,
+}
+
 /// Inserts a frame under its fingerprint: as a dup of the entry that has its content, else as an
-/// entry of its own. False if it can't be: there are too many contents of this fingerprint, or its
-/// range is being taken offline.
-fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn) -> bool {
+/// entry of its own. Where another shard was quicker, and its frames have room for all the sharers,
+/// they take those instead: as few frames as the limit allows.
+fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn, sharers: u32) -> Place {
     let mut content = [0; PAGE_SIZE];
     core.frames.read(kpfn, &mut content);
     let guard = reader.pin();
@@ -183,7 +198,22 @@ fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn) -> bool {
         let siblings = core.forest.siblings(group.tree, group.fingerprint, &guard);
         let equal = siblings.iter().find(|entry| core.entry_is(*entry, &content));
         let inserted = match equal {
-            Some(entry) => core.forest.add_dup(&guard, entry, kpfn),
+            Some(entry) => {
+                let mut shares = Vec::new();
+                let wanted = u64::from(sharers);
+                // It was pruned when they looked for room in vain.
+                let terms = Terms { prune_ms: u32::MAX, ..core.terms() };
+                core.forest.reserve(&guard, entry, wanted, terms, &mut shares);
+                if shares.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() == wanted {
+                    return Place::Elsewhere(shares);
+                }
+                for (kpfn, count) in shares {
+                    for _ in 0..count {
+                        core.forest.give_up(&guard, kpfn);
+                    }
+                }
+                core.forest.add_dup(&guard, entry, kpfn)
+            }
             None => core.forest.insert(&guard, &siblings, kpfn),
         };
         match inserted {
@@ -191,11 +221,13 @@ fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn) -> bool {
                 if equal.is_none() && !siblings.is_empty() {
                     core.tally.collisions.add(1);
                 }
-                return true;
+                return Place::Inserted;
             }
             // Another shard changed what is there: look again.
             Err(Refused::Changed) => {}
-            Err(Refused::TooManySiblings | Refused::Closed | Refused::NotDetached) => return false,
+            Err(Refused::TooManySiblings | Refused::Closed | Refused::NotDetached) => {
+                return Place::Refused;
+            }
         }
     }
 }

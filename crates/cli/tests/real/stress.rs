@@ -111,7 +111,11 @@ fn s1_1_writers_keep_writing_and_nothing_changes_but_by_them() {
         }
         (rounds, most_merged)
     });
-    println!("{rounds} rounds, {} checks, {most_merged} pages saved at most", checks.into_inner());
+    let collisions = merger.counters().fingerprint_collisions;
+    println!(
+        "{rounds} rounds, {} checks, {most_merged} pages saved at most, {collisions} collisions",
+        checks.into_inner()
+    );
     assert!(rounds > 0 && most_merged > 0);
     merger.set(Knob::Run, 1).unwrap();
     check_sums(&settle(&merger));
