@@ -222,13 +222,30 @@ impl ProcessMemory {
                 Some(libc::EINVAL) if len > 1 => longest = len / 2,
                 _ => {
                     (tries, longest) = (0, places.len());
-                    if let Some(place) = places.get_mut(at) {
+                    if !self.is_staged(at)
+                        && let Some(place) = places.get_mut(at)
+                    {
                         *place = Place::Settled(failure(&error));
-                        at += 1;
                     }
+                    at += 1;
                 }
             }
         }
+    }
+
+    /// Whether a page is in the n-th place of the staging area, whatever the kernel said of moving
+    /// it there.
+    ///
+    /// Linux 6.18 was seen to say ENOENT of pages that it had moved, once in some hours of moving
+    /// pages that are written to all the time: it seems to go on after an EAGAIN of its own without
+    /// counting the pages that it moves then, and does not find them when it tries them once more.
+    /// To believe it would be to lose them.
+    fn is_staged(&self, n: usize) -> bool {
+        let start = self.staging.span().start + n as u64 * PAGE_BYTES;
+        let mut found = false;
+        // Where that can't be told, nothing may be dropped.
+        let told = self.pagemap.find(start..start + PAGE_BYTES, 0, &mut |_| found = true);
+        found || told.is_err()
     }
 
     /// Compares staged pages with what they are to become.
