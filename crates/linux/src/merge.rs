@@ -22,6 +22,7 @@ use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, span};
 use crate::num::{PAGE_BYTES, PAGE_SHIFT, address, count, pointer, size};
 use crate::pool::FrameRun;
 use crate::pool_file::FILE_FRAMES;
+use crate::restore::REST;
 use crate::uffd::{Mode, Span};
 use crate::unmerge::populate;
 
@@ -222,7 +223,7 @@ impl ProcessMemory {
                 Some(libc::EINVAL) if len > 1 => longest = len / 2,
                 _ => {
                     (tries, longest) = (0, places.len());
-                    if !self.is_staged(at)
+                    if !self.is_moved(pages.start.plus(at as u64), at)
                         && let Some(place) = places.get_mut(at)
                     {
                         *place = Place::Settled(failure(&error));
@@ -233,19 +234,24 @@ impl ProcessMemory {
         }
     }
 
-    /// Whether a page is in the n-th place of the staging area, whatever the kernel said of moving
-    /// it there.
+    /// Whether a page was moved to the n-th place of the staging area, whatever the kernel said.
     ///
-    /// Linux 6.18 was seen to say ENOENT of pages that it had moved, once in some hours of moving
-    /// pages that are written to all the time: it seems to go on after an EAGAIN of its own without
-    /// counting the pages that it moves then, and does not find them when it tries them once more.
-    /// To believe it would be to lose them.
-    fn is_staged(&self, n: usize) -> bool {
-        let start = self.staging.span().start + n as u64 * PAGE_BYTES;
-        let mut found = false;
-        // Where that can't be told, nothing may be dropped.
-        let told = self.pagemap.find(start..start + PAGE_BYTES, 0, &mut |_| found = true);
-        found || told.is_err()
+    /// Linux 6.18 was seen to say EEXIST of pages that it had just moved, once in some 2000 CPU seconds
+    /// of moving pages that are written to all the time. It seems to go on after an EAGAIN of its own
+    /// without counting what it moves then, and to find that in its way when it tries once more. To
+    /// believe it would be to lose the page.
+    fn is_moved(&self, page: Vpn, n: usize) -> bool {
+        let there = |address: u64| {
+            let mut found = false;
+            let bytes = address..address + PAGE_BYTES;
+            // It depends on the answer what becomes of the page, so there has to be one.
+            while self.pagemap.find(bytes.clone(), 0, &mut |_| found = true).is_err() {
+                std::thread::sleep(REST);
+            }
+            found
+        };
+        let staged = self.staging.span().start + n as u64 * PAGE_BYTES;
+        !there(address(page)) && there(staged)
     }
 
     /// Compares staged pages with what they are to become.

@@ -17,7 +17,7 @@ use crate::uffd::Mode;
 /// Tries to track a range again before that is given up: its content does not depend on it.
 const TRIES: u32 = 100;
 /// Rest between tries.
-const REST: Duration = Duration::from_millis(1);
+pub(crate) const REST: Duration = Duration::from_millis(1);
 
 impl ProcessMemory {
     /// Moves staged pages from `at` on back to where they came from.
