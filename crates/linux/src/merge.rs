@@ -22,7 +22,6 @@ use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, span};
 use crate::num::{PAGE_BYTES, PAGE_SHIFT, address, count, pointer, size};
 use crate::pool::FrameRun;
 use crate::pool_file::FILE_FRAMES;
-use crate::restore::REST;
 use crate::uffd::{Mode, Span};
 use crate::unmerge::populate;
 
@@ -234,24 +233,11 @@ impl ProcessMemory {
         }
     }
 
-    /// Whether a page was moved to the n-th place of the staging area, whatever the kernel said.
-    ///
-    /// Linux 6.18 was seen to say EEXIST of pages that it had just moved, once in some 2000 CPU seconds
-    /// of moving pages that are written to all the time. It seems to go on after an EAGAIN of its own
-    /// without counting what it moves then, and to find that in its way when it tries once more. To
-    /// believe it would be to lose the page.
+    /// Whether a page was moved to the n-th place of the staging area, whatever the kernel said: see
+    /// [`Self::is_there`].
     fn is_moved(&self, page: Vpn, n: usize) -> bool {
-        let there = |address: u64| {
-            let mut found = false;
-            let bytes = address..address + PAGE_BYTES;
-            // It depends on the answer what becomes of the page, so there has to be one.
-            while self.pagemap.find(bytes.clone(), 0, &mut |_| found = true).is_err() {
-                std::thread::sleep(REST);
-            }
-            found
-        };
         let staged = self.staging.span().start + n as u64 * PAGE_BYTES;
-        !there(address(page)) && there(staged)
+        !self.is_there(address(page)) && self.is_there(staged)
     }
 
     /// Compares staged pages with what they are to become.

@@ -17,7 +17,7 @@ use crate::uffd::Mode;
 /// Tries to track a range again before that is given up: its content does not depend on it.
 const TRIES: u32 = 100;
 /// Rest between tries.
-pub(crate) const REST: Duration = Duration::from_millis(1);
+const REST: Duration = Duration::from_millis(1);
 
 impl ProcessMemory {
     /// Moves staged pages from `at` on back to where they came from.
@@ -42,6 +42,8 @@ impl ProcessMemory {
             match progress.stopped.as_ref().and_then(io::Error::raw_os_error) {
                 None => {}
                 Some(libc::EAGAIN) if moved > 0 => {}
+                // It is back already, whatever the kernel says. What is copied from here would be zeros.
+                Some(libc::EEXIST | libc::ENOENT) if moved == 0 && !self.is_there(src) => moved = 1,
                 // The pages lie in more than one mapping: take fewer.
                 Some(libc::ENOENT | libc::EINVAL) if moved == 0 && len > 1 => longest = len / 2,
                 Some(libc::EEXIST) if moved == 0 => {
@@ -70,6 +72,22 @@ impl ProcessMemory {
             page = page.plus(moved);
             at += size(moved);
         }
+    }
+
+    /// Whether there is a page at an address, in memory or swapped out.
+    ///
+    /// Whoever moves pages must ask. Linux 6.18 was seen to say EEXIST of a page that it had just
+    /// moved, once in some 2000 CPU seconds of moving pages that are written to all the time: it seems
+    /// to go on after an EAGAIN of its own without counting what it moves then, and to find that in
+    /// its way when it tries once more. To believe it would be to lose the page.
+    pub(crate) fn is_there(&self, address: u64) -> bool {
+        let mut found = false;
+        let bytes = address..address + PAGE_BYTES;
+        // What becomes of the page depends on the answer, so there has to be one.
+        while self.pagemap.find(bytes.clone(), 0, &mut |_| found = true).is_err() {
+            std::thread::sleep(REST);
+        }
+        found
     }
 
     /// If nothing is mapped at `run`, maps missing anonymous memory there. Kernels before 6.12 may

@@ -77,7 +77,7 @@ fn s1_1_a_child_keeps_reading_what_its_parent_gave_up() {
     world.memory.unmerge(&[region.pages()]).unwrap();
     let kpfns: Vec<_> = (0..PAGES as u64).map(|n| frames.start.plus(n)).collect();
     world.pools.free(&kpfns);
-    assert_eq!(world.pools.settle(), PAGES as u64, "the child maps them");
+    settle_at(&world, PAGES as u64);
     let mut others = Vec::new();
     for _ in 0..8 {
         others.push(world.frames(&[31337; PAGES]));
@@ -87,7 +87,7 @@ fn s1_1_a_child_keeps_reading_what_its_parent_gave_up() {
     assert!(succeeded(child), "the child read something else, or could not write");
     assert_contents(&region, |page| if page == 0 { 555 } else { content(page) });
     // With the child gone the frames come back.
-    assert_eq!(world.pools.settle(), 0);
+    settle_at(&world, 0);
 }
 
 #[test]
