@@ -52,7 +52,6 @@ fn counts(list: &Value, field: &str) -> u64 {
 #[ignore = "needs nodes: run by tools/numa"]
 fn s4_1_numerge_merge_keeps_to_each_node_when_told_to() {
     let report = merge("0");
-    assert_eq!(sum(&report["nodes"], "sharers_remote"), 0, "{report}");
     for pool in report["pools"].as_array().unwrap() {
         let places = pool["frames_by_node"].as_object().unwrap();
         let own = pool["nid"].to_string();
@@ -66,7 +65,6 @@ fn s4_1_numerge_merge_merges_across_nodes() {
     let report = merge("1");
     let number = |counter: &str| report[counter].as_u64().unwrap();
     assert_eq!(number("pages_shared") + number("pages_sharing"), 2000, "{report}");
-    // Where two nodes' shards made a frame for one content at the same moment, both stay.
-    let twins = number("stable_node_dups") - number("stable_node_chains");
-    assert_eq!(number("pages_shared"), 900 + twins, "{report}");
+    // One for each content, also where two nodes' shards found it at the same moment.
+    assert_eq!(number("pages_shared"), 900, "{report}");
 }
