@@ -185,8 +185,10 @@ impl Core {
         threads: u16,
         pages: impl Iterator<Item = (Option<u16>, usize)>,
     ) {
-        // A node without CPUs has its work done by the nearest that has some.
+        // A node without CPUs has its work done by the nearest that has some, and one whose CPUs are
+        // not for this program, by any.
         let nearest = self.nodes.topology().nearest_with_cpus(self.nids[usize::from(threads)]);
+        let nearest = nearest.filter(|_| self.shards[usize::from(threads)].is_bound());
         let at_work = nearest.and_then(|node| self.node_index(node.nid));
         for (node, count) in pages {
             let node = node.unwrap_or(threads);

@@ -85,6 +85,11 @@ impl Shard {
         bind(nodes, self.nid, &self.bound);
     }
 
+    /// Whether all its threads run on its node's CPUs, or on the nearest if it has none.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.bound.load(Ordering::SeqCst)
+    }
+
     /// Tries again to bind the scanner, which calls this, and the pool, where that failed: a node's
     /// memory can come back before its CPUs.
     pub(crate) fn bind_again(&self, nodes: &dyn Nodes) {
