@@ -261,3 +261,41 @@ fn s6_signal_handlers_of_the_merging_thread_may_touch_any_page() {
         common::assert_contents(&region, |page| page as u64 % 4);
     });
 }
+
+/// The kernel may say that it did not move a page that it moved, when the processor notes an access to
+/// the page at the wrong moment (`restore.rs`); so here it is given notes to make.
+#[test]
+fn s1_1_pages_that_the_kernel_denies_having_moved_are_not_lost() {
+    with_patience(|| {
+        let Some(world) = World::new() else { return };
+        let region = world.region(1, |_| 7);
+        let frames = world.frames(&[8]);
+        let mut notes = std::fs::File::options().write(true).open("/proc/self/clear_refs").unwrap();
+        let stop = AtomicBool::new(false);
+        let mut rounds = 0_u64;
+        std::thread::scope(|scope| {
+            let (region, stop) = (&region, &stop);
+            let writer = scope.spawn(move || {
+                region.write(64, &0_u64.to_ne_bytes()).unwrap();
+                let mut count = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let mut found = [0; 8];
+                    region.read(64, &mut found).unwrap();
+                    assert_eq!(u64::from_ne_bytes(found), count, "what was written is gone");
+                    count += 1;
+                    region.write(64, &count.to_ne_bytes()).unwrap();
+                }
+            });
+            let began = Instant::now();
+            while began.elapsed() < 2 * seconds() && !writer.is_finished() {
+                // Forget which pages were accessed.
+                notes.write_all(b"1").unwrap();
+                let outcomes = world.merge_frames(region.pages(), &frames);
+                assert_eq!(outcomes, [Outcome::Differs], "after {rounds} rounds");
+                rounds += 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        println!("{rounds} rounds");
+    });
+}
