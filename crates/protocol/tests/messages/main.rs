@@ -1,5 +1,6 @@
 //! Every message: its limits, its encoding, and what is no encoding of any.
 
+mod corpus;
 mod encoding;
 mod limits;
 mod properties;
