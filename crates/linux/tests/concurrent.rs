@@ -278,6 +278,7 @@ fn s1_1_pages_that_the_kernel_denies_having_moved_are_not_lost() {
             let writer = scope.spawn(move || {
                 region.write(64, &0_u64.to_ne_bytes()).unwrap();
                 let mut count = 0_u64;
+                // Relaxed: a flag; what is checked is this thread's own.
                 while !stop.load(Ordering::Relaxed) {
                     let mut found = [0; 8];
                     region.read(64, &mut found).unwrap();

@@ -14,7 +14,7 @@ const PAGES_PER_CALL: usize = 1024;
 
 // Of include/uapi/linux/mempolicy.h; libc lacks them.
 /// Pages that only this process maps.
-pub(crate) const MPOL_MF_MOVE: c_int = 1 << 1;
+const MPOL_MF_MOVE: c_int = 1 << 1;
 /// Pages that others map too.
 const MPOL_MF_MOVE_ALL: c_int = 1 << 2;
 

@@ -293,6 +293,7 @@ pub(crate) fn while_written<T>(
     act: impl FnOnce() -> T,
 ) -> T {
     const WRITERS: usize = 2;
+    // Relaxed, below: a flag and a counter; what is read after the threads' end they have published.
     let (stop, writes) = (AtomicBool::new(false), AtomicU64::new(0));
     let done = thread::scope(|scope| {
         // Whatever fails below, the threads must end.
