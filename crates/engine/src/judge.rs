@@ -279,6 +279,10 @@ impl Judge<'_> {
 
     /// Reads and judges a piece, passing over what can't be read.
     fn read(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
+        // What was written to has to leave the unstable tree.
+        let tree = self.world.unstable(self.core.tree_of(piece.node.unwrap_or(self.node)));
+        let pages = piece.pages.iter().map(|index| piece.region.page(*index));
+        tree.prefetch_removal(&self.world.pages, pages);
         let mut at = 0;
         while at < piece.pages.len() {
             piece.region.program.memory.read(&piece.runs(at), &mut |content| {

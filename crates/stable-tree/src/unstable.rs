@@ -86,6 +86,28 @@ impl UnstableTree {
         }
     }
 
+    /// Loads what taking pages out again will need, as [`Self::prefetch`] does: a few dozen at a time.
+    pub fn prefetch_removal(
+        &self,
+        records: &(impl Records + ?Sized),
+        pages: impl Iterator<Item = PageId> + Clone,
+    ) {
+        let bucket = |page: PageId| match records.record(page).state() {
+            PageState::Unshared(short) => Some(&self.buckets[short.bucket(self.buckets.len())]),
+            _ => None,
+        };
+        for page in pages.clone() {
+            records.record(page).touch();
+        }
+        for bucket in pages.clone().filter_map(bucket) {
+            // Relaxed: pairs with nothing, nothing is concluded from it.
+            std::hint::black_box(bucket.load(Ordering::Relaxed));
+        }
+        for first in pages.filter_map(bucket).filter_map(|bucket| head::peek(bucket).0) {
+            records.record(first).touch();
+        }
+    }
+
     /// Takes a page with this fingerprint, if there is one, out of the tree: it is busy then, and
     /// the caller's.
     pub fn take(&self, records: &(impl Records + ?Sized), fingerprint: Fingerprint) -> Link {
