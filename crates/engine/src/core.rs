@@ -412,7 +412,7 @@ impl Core {
             return false;
         }
         self.passes().void[shard.index] = false;
-        let given = homes::give_away(self, &world, shard);
+        let given = homes::give_away(self, &world, shard, cursor);
         let moved = migrations.is_some_and(|migrations| shard.is_news(migrations));
         // Also where the trees have become one since: a frame whose last sharer went while it was
         // queued is given back from there.

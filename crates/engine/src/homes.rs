@@ -4,7 +4,9 @@
 //! sample. Its pages that are elsewhere are still read by threads of the node they are on (`judge`);
 //! their home only keeps their records and carries out what is decided. At the beginning of each of
 //! its passes a shard looks at its segments again, and gives those away whose memory was moved or
-//! came to another node: it has no batch under way then, and after that leaves them alone.
+//! came to another node: it has no batch under way then, and after that leaves them alone. A segment
+//! of which it has looks to carry out from the pass before stays until the next: two shards must
+//! not look at one page at a time.
 
 use std::sync::Arc;
 
@@ -13,6 +15,7 @@ use numerge_stable_tree::{PageState, Record};
 use crate::core::Core;
 use crate::machine::Vpn;
 use crate::region::Region;
+use crate::scan::Cursor;
 use crate::shard::Shard;
 use crate::world::World;
 
@@ -20,13 +23,19 @@ use crate::world::World;
 const SAMPLE: u64 = 64;
 
 /// Gives away the segments of a shard that are at home elsewhere, and says which.
-pub(crate) fn give_away(core: &Core, world: &World, shard: &Shard) -> Vec<(Arc<Region>, usize)> {
+pub(crate) fn give_away(
+    core: &Core,
+    world: &World,
+    shard: &Shard,
+    cursor: &Cursor,
+) -> Vec<(Arc<Region>, usize)> {
     let mut given = Vec::new();
     if core.nids.len() == 1 {
         return given;
     }
     for region in world.regions().filter(|region| !region.is_closing()) {
-        for segment in region.segments().filter(|n| region.home(*n) == shard.node()) {
+        let mine = |n: &usize| region.home(*n) == shard.node() && !cursor.has_aside(region, *n);
+        for segment in region.segments().filter(mine) {
             let home = home_of(core, world, region, segment);
             if home != shard.node() {
                 move_home(core, region, segment, home);

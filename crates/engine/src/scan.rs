@@ -44,6 +44,18 @@ pub(crate) struct Look {
     pub(crate) reason: Reason,
 }
 
+impl Look {
+    /// Cuts off as many of the first pages as are left to be taken.
+    fn take(&mut self, left: &mut u64) -> Self {
+        let taken = (*left).min(self.pages.end - self.pages.start);
+        let rest = self.pages.start + taken;
+        let first = Self { pages: self.pages.start..rest, ..self.clone() };
+        *left -= taken;
+        self.pages.start = rest;
+        first
+    }
+}
+
 /// Where a shard stands in its pass over its regions.
 #[derive(Default)]
 pub(crate) struct Cursor {
@@ -55,6 +67,9 @@ pub(crate) struct Cursor {
     /// Of regions that are being let go of: they wait for the next pass, when the region is gone or
     /// stays after all.
     aside: Vec<Look>,
+    /// Put back, set aside or inherited: they are carried out before anything else, and in batches of
+    /// their own, for what is walked then may find the same pages.
+    late: VecDeque<Look>,
     /// Found and not looked at yet.
     looks: VecDeque<Look>,
     under_way: bool,
@@ -76,7 +91,7 @@ impl Cursor {
             self.segments.extend(mine.map(|n| (Arc::clone(region), region.segment(n))));
         }
         self.segments.reverse();
-        self.looks.extend(self.aside.drain(..).filter(|look| world.holds(&look.region)));
+        self.late.extend(self.aside.drain(..).filter(|look| world.holds(&look.region)));
         self.moved = moved;
         self.shard = shard;
         self.under_way = true;
@@ -86,7 +101,7 @@ impl Cursor {
     pub(crate) fn drain(&mut self) -> Vec<Look> {
         self.segments.clear();
         self.under_way = false;
-        self.aside.drain(..).chain(self.looks.drain(..)).collect()
+        self.aside.drain(..).chain(self.late.drain(..)).chain(self.looks.drain(..)).collect()
     }
 
     /// Keeps looks for the next pass.
@@ -94,10 +109,18 @@ impl Cursor {
         self.aside.extend(looks);
     }
 
+    /// Whether looks at a segment wait for the next pass.
+    pub(crate) fn has_aside(&self, region: &Arc<Region>, segment: usize) -> bool {
+        let pages = region.segment(segment);
+        let is_there =
+            |look: &Look| Arc::ptr_eq(&look.region, region) && pages.contains(&look.pages.start);
+        self.aside.iter().any(is_there)
+    }
+
     /// Takes back looks that were not carried out.
     pub(crate) fn put_back(&mut self, looks: Vec<Look>) {
         self.under_way |= !looks.is_empty();
-        looks.into_iter().rev().for_each(|look| self.looks.push_front(look));
+        looks.into_iter().rev().for_each(|look| self.late.push_front(look));
     }
 
     /// Takes the next looks, `quota` pages at most, and says whether the pass is over. What the
@@ -109,8 +132,11 @@ impl Cursor {
         quota: u64,
         errors: &mut Vec<MemoryError>,
     ) -> (Vec<Look>, bool) {
-        let mut batch = Vec::new();
         let mut left = quota;
+        let mut batch = self.take_late(&mut left);
+        if !batch.is_empty() {
+            return (batch, false);
+        }
         let mut walk = quota.saturating_mul(WALKED_A_LOOK);
         if self.moved {
             walk = walk.min(ASKED_PAGES);
@@ -131,16 +157,29 @@ impl Cursor {
                 }
                 continue;
             };
-            let taken = left.min(look.pages.end - look.pages.start);
-            let rest = look.pages.start + taken;
-            batch.push(Look { pages: look.pages.start..rest, ..look.clone() });
-            left -= taken;
-            look.pages.start = rest;
+            batch.push(look.take(&mut left));
             if look.pages.is_empty() {
                 self.looks.pop_front();
             }
         }
         (batch, !self.under_way)
+    }
+
+    /// Takes late looks as long as they are in order, so that no page is among them twice: it would be
+    /// judged by two threads at a time.
+    fn take_late(&mut self, left: &mut u64) -> Vec<Look> {
+        let mut batch: Vec<Look> = Vec::new();
+        while let Some(look) = self.late.front_mut().filter(|_| *left > 0) {
+            let place = (look.region.slot.index(), look.pages.start);
+            if batch.last().is_some_and(|at| place < (at.region.slot.index(), at.pages.end)) {
+                break;
+            }
+            batch.push(look.take(left));
+            if look.pages.is_empty() {
+                self.late.pop_front();
+            }
+        }
+        batch
     }
 
     /// Walks on, `limit` pages at most. Gives how many.
