@@ -76,6 +76,7 @@ pub(crate) fn find(
     let mut finder = Finder {
         core,
         world,
+        scope,
         zero: core.knobs.is_on(Knob::UseZeroPages).then_some(core.prints.zero),
         terms: core.terms(),
         found: Found::default(),
@@ -92,18 +93,19 @@ pub(crate) fn find(
         world.unstable(tree).prefetch(&world.pages, firsts);
         // A guard for each chunk: a guard held long holds up reclamation for everyone.
         let guard = reader.pin();
-        crowded.extend(some.iter().filter(|group| !finder.group(&guard, group, scope)));
+        crowded.extend(some.iter().filter(|group| !finder.group(&guard, group)));
     }
     crowded.into_iter().for_each(|group| finder.crowded_group(reader, group));
     let mut leftovers = std::mem::take(&mut finder.leftovers);
     finder.drop_changed_partners(shard, &mut leftovers);
-    leftovers.into_iter().for_each(|leftover| finder.pair(leftover));
+    leftovers.into_iter().for_each(|leftover| finder.pair(reader, leftover));
     finder.found
 }
 
 struct Finder<'a> {
     core: &'a Core,
     world: &'a World,
+    scope: Scope,
     zero: Option<Fingerprint>,
     terms: Terms,
     found: Found,
@@ -113,10 +115,10 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     /// False, and nothing done, if several contents have the group's fingerprint.
-    fn group(&mut self, guard: &Guard<'_>, group: &[Candidate], scope: Scope) -> bool {
+    fn group(&mut self, guard: &Guard<'_>, group: &[Candidate]) -> bool {
         let first = group[0];
         let mut left = group;
-        if scope == Scope::Both {
+        if self.scope == Scope::Both {
             if self.zero == Some(first.fingerprint) {
                 self.found.merges.extend(group.iter().map(|candidate| merge(*candidate, None)));
                 return true;
@@ -128,7 +130,7 @@ impl Finder<'_> {
                 _ => return false,
             }
         }
-        self.take_partner(first, left);
+        self.take_partner(guard, first, left);
         true
     }
 
@@ -136,7 +138,7 @@ impl Finder<'_> {
     fn crowded_group(&mut self, reader: &Handle, group: &[Candidate]) {
         let unlike = |one: &&Candidate| !self.reserve_equal(reader, **one);
         let left: Vec<Candidate> = group.iter().filter(unlike).copied().collect();
-        self.take_partner(group[0], &left);
+        self.take_partner(&reader.pin(), group[0], &left);
     }
 
     /// Reserves shares of an entry's frames for as many of the group as there is room for, and
@@ -181,19 +183,45 @@ impl Finder<'_> {
 
     /// Asks the unstable tree for a partner of pages for which no frame has room. A page alone
     /// without one enters the tree.
-    fn take_partner(&mut self, first: Candidate, left: &[Candidate]) {
-        let Candidate { tree, fingerprint, .. } = first;
-        let (unstable, records) = (self.world.unstable(tree), &self.world.pages);
+    fn take_partner(&mut self, guard: &Guard<'_>, first: Candidate, left: &[Candidate]) {
         let partner = match left {
             [] => return,
-            [alone] => match unstable.take_or_insert(records, fingerprint, alone.page) {
+            [alone] => match self.take_or_wait(guard, *alone) {
                 None => return,
                 partner => partner,
             },
-            _ => unstable.take(records, fingerprint),
+            _ => self.world.unstable(first.tree).take(&self.world.pages, first.fingerprint),
         };
         let pages = left.iter().map(|candidate| candidate.page).collect();
         self.leftovers.push(Leftover { first, pages, partner });
+    }
+
+    /// A page's partner, or None: then the page has entered the unstable tree, or shares a frame.
+    ///
+    /// A frame may have come into the stable tree since the page was looked up there, by another
+    /// shard that did not find the page in the unstable tree yet. So that one of the two finds the
+    /// other, each looks again after it has entered what it has; for the other side see `supply`.
+    fn take_or_wait(&mut self, guard: &Guard<'_>, alone: Candidate) -> Option<PageId> {
+        let Candidate { tree, fingerprint, page, .. } = alone;
+        let (unstable, records) = (self.world.unstable(tree), &self.world.pages);
+        let partner = unstable.take_or_insert(records, fingerprint, page);
+        let is_only_shard = self.core.nids.len() == 1;
+        if partner.is_some() || is_only_shard || self.scope == Scope::UnstableOnly {
+            return partner;
+        }
+        let siblings = self.core.forest.siblings(tree, fingerprint, guard);
+        let (Some(entry), 1) = (siblings.iter().next(), siblings.len()) else { return None };
+        let mut shares = Vec::new();
+        self.core.forest.reserve(guard, entry, 1, self.terms.without_pruning(), &mut shares);
+        for (kpfn, _) in shares {
+            if unstable.take_page(records, page) {
+                self.found.merges.push(merge(alone, Some(kpfn)));
+            } else {
+                // Somebody took it for a partner.
+                self.core.forest.give_up(guard, kpfn);
+            }
+        }
+        None
     }
 
     /// Reads all partners, in the order of their memory, on the shard's pool.
@@ -226,18 +254,15 @@ impl Finder<'_> {
 
     /// Pages for which no frame has room: with a page that waits in the unstable tree, if there is
     /// one, they need new frames, as few as the limit allows; one that is left over waits (S2.2).
-    fn pair(&mut self, leftover: Leftover) {
+    fn pair(&mut self, reader: &Handle, leftover: Leftover) {
         let Leftover { first, mut pages, partner } = leftover;
         let Candidate { tree, fingerprint, node, .. } = first;
         let limit = self.terms.limit as usize;
         pages.extend(partner);
         while pages.len() % limit == 1 {
             let Some(last) = pages.pop() else { break };
-            let unstable = self.world.unstable(tree);
-            let Some(partner) = unstable.take_or_insert(&self.world.pages, fingerprint, last)
-            else {
-                break;
-            };
+            let alone = Candidate { page: last, ..first };
+            let Some(partner) = self.take_or_wait(&reader.pin(), alone) else { break };
             pages.push(last);
             let found = self.world.look(partner, |content| self.core.prints.of(content));
             if self.is_still(first, partner, found) {

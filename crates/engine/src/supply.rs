@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, Refused, Terms};
+use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, Refused, TreeId};
 use rayon::prelude::*;
 
 use crate::core::Core;
@@ -158,6 +158,9 @@ fn publish(
         core.forest.create(kpfn, shares);
         let place = insert(core, reader, group, kpfn, shares);
         if let Place::Inserted = place {
+            if shares < core.terms().limit {
+                wake_waiting(core, world, tree, fingerprint);
+            }
             merges.extend(pages.into_iter().map(|page| merge((page, kpfn))));
             continue;
         }
@@ -173,6 +176,16 @@ fn publish(
             }
             _ => hold(core, world, &pages, fingerprint),
         }
+    }
+}
+
+/// Has a page that waits for a partner looked up again, now that there is a frame with room for it: its
+/// shard may have looked for one just before. The other side is in `find`.
+fn wake_waiting(core: &Core, world: &World, tree: TreeId, fingerprint: Fingerprint) {
+    if core.nids.len() > 1
+        && let Some(page) = world.unstable(tree).take(&world.pages, fingerprint)
+    {
+        world.look_again(page);
     }
 }
 
@@ -202,7 +215,7 @@ fn insert(core: &Core, reader: &Handle, group: &Group, kpfn: Kpfn, sharers: u32)
                 let mut shares = Vec::new();
                 let wanted = u64::from(sharers);
                 // It was pruned when they looked for room in vain.
-                let terms = Terms { prune_ms: u32::MAX, ..core.terms() };
+                let terms = core.terms().without_pruning();
                 core.forest.reserve(&guard, entry, wanted, terms, &mut shares);
                 if shares.iter().map(|(_, count)| u64::from(*count)).sum::<u64>() == wanted {
                     return Place::Elsewhere(shares);

@@ -36,6 +36,14 @@ pub struct Terms {
     pub prune_ms: u32,
 }
 
+impl Terms {
+    /// The same, but chains are left as they are.
+    #[must_use]
+    pub const fn without_pruning(self) -> Self {
+        Self { prune_ms: u32::MAX, ..self }
+    }
+}
+
 impl Forest {
     /// Takes up to `wanted` shares of frames with the entry's content, and appends to `out` how
     /// many of which frame. Gives how many in all.

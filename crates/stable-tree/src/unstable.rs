@@ -164,15 +164,24 @@ impl UnstableTree {
         next.is_some()
     }
 
-    /// Takes an unshared page out again. False, and nothing done, if a merge was quicker: then the
-    /// page is busy.
+    /// Takes an unshared page out again: it is unread then. False, and nothing done, if a merge was
+    /// quicker: then the page is busy.
     pub fn remove(&self, records: &(impl Records + ?Sized), page: PageId) -> bool {
+        self.unlink(records, page, PageState::Unread)
+    }
+
+    /// The same for a merge of this very page: it is busy then, and the caller's.
+    pub fn take_page(&self, records: &(impl Records + ?Sized), page: PageId) -> bool {
+        self.unlink(records, page, PageState::Busy)
+    }
+
+    fn unlink(&self, records: &(impl Records + ?Sized), page: PageId, left: PageState) -> bool {
         let record = records.record(page);
         let PageState::Unshared(short) = record.state() else { return false };
         let mut bucket = head::lock(&self.buckets[short.bucket(self.buckets.len())]);
         let found = unlink_first(records, &mut bucket.first, |candidate, _| candidate == page);
         if found.is_some() {
-            record.set(PageState::Unread);
+            record.set(left);
             // Relaxed: a counter.
             self.pages.fetch_sub(1, Ordering::Relaxed);
         }
