@@ -40,7 +40,7 @@ impl World {
         let node = topology.nodes().iter().find(|node| node.memory_bytes > 0);
         let nid = node.ok_or("no node has memory")?.nid;
         let pools = Arc::new(FramePools::new(topology)?);
-        let memory = ProcessMemory::new(Arc::clone(&pools))?;
+        let memory = ProcessMemory::new(pools.clone())?;
         let region = AnonymousRegion::new(PAGES * PAGE_SIZE)?;
         let frames = pools.allocate(nid, PAGES as u64)?;
         if frames.end.0 - frames.start.0 != PAGES as u64 {

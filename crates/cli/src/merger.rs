@@ -67,7 +67,7 @@ impl Merger {
         numerge_linux::check_kernel()?;
         let topology = Arc::new(Topology::discover()?);
         let pools = Arc::new(FramePools::new(Arc::clone(&topology))?);
-        let memory = Arc::new(ProcessMemory::new(Arc::clone(&pools))?);
+        let memory = Arc::new(ProcessMemory::new(pools.clone())?);
         let engine = Engine::new(pools, Arc::new(Machine::new(topology)), options)?;
         Ok(Self { engine, memory })
     }

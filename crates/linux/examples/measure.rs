@@ -117,7 +117,7 @@ fn main() {
     let topology = Arc::new(Topology::discover().unwrap());
     let nid = topology.nodes()[0].nid;
     let pools = Arc::new(FramePools::new(topology).unwrap());
-    let memory = ProcessMemory::new(Arc::clone(&pools)).unwrap();
+    let memory = ProcessMemory::new(pools.clone()).unwrap();
     for len in [1, 4, 16, 64, 256] {
         runs(&pools, &memory, nid, len);
     }

@@ -21,6 +21,8 @@ mod copy;
 mod error;
 mod events;
 mod fork;
+mod frame_file;
+mod frame_view;
 mod host;
 mod join;
 mod kinds;
@@ -43,6 +45,8 @@ mod unmerge;
 mod witness;
 
 pub use error::Error;
+pub use frame_file::{FrameRun, FrameSource};
+pub use frame_view::FrameView;
 pub use host::{available_bytes, check_kernel, mappings_limit, proportional_bytes};
 pub use memory::ProcessMemory;
 pub use nodes::Machine;

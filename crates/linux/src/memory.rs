@@ -14,12 +14,12 @@ use crate::area::{Area, Style};
 use crate::error::{Error, system};
 use crate::events::EventReader;
 use crate::fork::{self, Held};
+use crate::frame_file::FrameSource;
 use crate::kinds::kind;
 use crate::maps::{self, Attributes};
 use crate::num::{PAGE_SHIFT, address, bytes, count, size};
 use crate::pagemap::{PageRegion, Pagemap};
 use crate::pins;
-use crate::pool::FramePools;
 use crate::ranges::Ranges;
 use crate::uffd::{Mode, Span, Uffd};
 use crate::{copy, host, nodes};
@@ -47,7 +47,7 @@ const ADDRESSABLE: Vpn = Vpn(1 << (57 - PAGE_SHIFT));
 /// private, and is not tracked.
 #[derive(Debug)]
 pub struct ProcessMemory {
-    pub(crate) pools: Arc<FramePools>,
+    pub(crate) frames: Arc<dyn FrameSource>,
     /// Tracks writes (asynchronously), and freezes whole pages while they are merged.
     pub(crate) tracking: Arc<Uffd>,
     /// Makes writers wait while pages are unmerged.
@@ -97,11 +97,11 @@ pub(crate) struct Bench<'a> {
 }
 
 impl ProcessMemory {
-    /// Prepares to merge this process's memory with frames of these pools.
+    /// Prepares to merge this process's memory with these frames.
     ///
     /// # Errors
     /// What [`crate::check_kernel`] gives, and what the system said otherwise.
-    pub fn new(pools: Arc<FramePools>) -> Result<Self, Error> {
+    pub fn new(frames: Arc<dyn FrameSource>) -> Result<Self, Error> {
         host::check_kernel()?;
         fork::watch()?;
         let tracking = Arc::new(Uffd::open(host::TRACKING)?);
@@ -113,7 +113,7 @@ impl ProcessMemory {
             source,
         })?;
         Ok(Self {
-            pools,
+            frames,
             tracking,
             holding: Uffd::open(host::HOLDING)?,
             pagemap: Pagemap::open()?,
@@ -331,7 +331,7 @@ impl Memory for ProcessMemory {
 
     fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
         let pages = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn);
-        if let Some(nid) = self.pools.only_node() {
+        if let Some(nid) = self.frames.only_node() {
             out.extend(pages.map(|_| Some(nid)));
             return Ok(());
         }

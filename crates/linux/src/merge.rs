@@ -13,15 +13,13 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 
 use numerge_engine::machine::{Outcome, PAGE_SIZE, Run, Target, Vpn};
 
+use crate::frame_file::{FILE_FRAMES, FrameRun};
 use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, span};
 use crate::num::{PAGE_BYTES, PAGE_SHIFT, address, count, pointer, size};
-use crate::pool::FrameRun;
-use crate::pool_file::FILE_FRAMES;
 use crate::uffd::{Mode, Span};
 use crate::unmerge::populate;
 
@@ -70,7 +68,7 @@ impl ProcessMemory {
                 Target::Frames(kpfn) => {
                     let kpfn = kpfn.plus(done);
                     len = len.min(FILE_FRAMES - kpfn.0 % FILE_FRAMES);
-                    self.pools.locate(kpfn, len).map(Goal::Frames)
+                    self.frames.locate(kpfn, len).map(Goal::Frames)
                 }
             };
             let mut outcomes = [Outcome::Gone; STAGING_PAGES];
@@ -380,7 +378,7 @@ fn map_frames(
             size(span(run).len),
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_FIXED | reserve,
-            frames.file().as_raw_fd(),
+            frames.fd(),
             offset,
         )
     };

@@ -15,7 +15,6 @@
 //! forked from it, which the kernel is asked ([`crate::witness`], and where there are such
 //! processes [`crate::sharers`]). A private mapping of a hole would read zeros.
 
-use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
@@ -28,8 +27,9 @@ use numerge_engine::machine::{FrameError, Frames, PAGE_SIZE};
 use numerge_topology::{Nid, Topology};
 
 use crate::error::Error;
+use crate::frame_file::{FILE_FRAMES, FILE_SHIFT, FrameRun, FrameSource};
 use crate::num::PAGE_SHIFT;
-use crate::pool_file::{FILE_FRAMES, FILE_SHIFT, PoolFile};
+use crate::pool_file::PoolFile;
 use crate::quarantine::Quarantine;
 use crate::sharers::{self, FileId, Shared};
 use crate::{fork, host, nodes};
@@ -60,30 +60,6 @@ struct NodePool {
     turn: AtomicUsize,
     /// File numbers, oldest first.
     stripes: [Mutex<Vec<usize>>; STRIPES],
-}
-
-/// Adjacent frames of one file.
-#[derive(Clone, Debug)]
-pub(crate) struct FrameRun {
-    file: Arc<PoolFile>,
-    first: u64,
-}
-
-impl FrameRun {
-    /// The file to map.
-    pub(crate) fn file(&self) -> &File {
-        self.file.file()
-    }
-
-    /// Page of the file where the run begins.
-    pub(crate) const fn first(&self) -> u64 {
-        self.first
-    }
-
-    /// The content of the run's n-th frame, to compare with.
-    pub(crate) fn content(&self, n: u64) -> *const u8 {
-        self.file.address(self.first + n)
-    }
 }
 
 impl FramePools {
@@ -123,22 +99,6 @@ impl FramePools {
         waiting.look_at_once();
         self.release(&mut waiting);
         waiting.frames()
-    }
-
-    /// The only node with memory, if there is just one: then nobody needs to be asked.
-    pub(crate) fn only_node(&self) -> Option<Nid> {
-        match &*self.pools {
-            [pool] => Some(pool.nid),
-            _ => None,
-        }
-    }
-
-    /// Where a run of frames is; None if they are not all handed out, in one file.
-    pub(crate) fn locate(&self, first: Kpfn, count: u64) -> Option<FrameRun> {
-        let (file, frame) = self.place(first)?;
-        let inside = count > 0 && count <= FILE_FRAMES - frame;
-        (inside && file.is_used(frame) && file.is_used(frame + count - 1))
-            .then_some(FrameRun { file, first: frame })
     }
 
     /// Whether this is a copy that came with a fork. The original's owner goes on using the files,
@@ -295,6 +255,22 @@ fn frame_error(nid: Nid, call: &'static str, source: io::Error) -> FrameError {
     }
 }
 
+impl FrameSource for FramePools {
+    fn locate(&self, first: Kpfn, count: u64) -> Option<FrameRun> {
+        let (file, frame) = self.place(first)?;
+        let inside = count > 0 && count <= FILE_FRAMES - frame;
+        (inside && file.is_used(frame) && file.is_used(frame + count - 1))
+            .then(|| FrameRun { file: Arc::clone(file.frames()), first: frame })
+    }
+
+    fn only_node(&self) -> Option<Nid> {
+        match &*self.pools {
+            [pool] => Some(pool.nid),
+            _ => None,
+        }
+    }
+}
+
 impl Frames for FramePools {
     fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError> {
         let pool = self.pools.iter().find(|pool| pool.nid == nid);
@@ -333,7 +309,7 @@ impl Frames for FramePools {
         };
         // Through the file: a page new to the mapping would first be faulted in and cleared.
         let offset = run.first << PAGE_SHIFT;
-        if run.file().write_all_at(content, offset).is_ok() {
+        if run.file.file().write_all_at(content, offset).is_ok() {
             return;
         }
         let to = run.file.address(run.first);
@@ -454,7 +430,8 @@ mod tests {
     fn backed(pools: &FramePools) -> u64 {
         use std::os::unix::fs::MetadataExt;
         let files = pools.files.read().expect("files");
-        let blocks = files.iter().map(|file| file.file().metadata().expect("stat").blocks());
+        let blocks =
+            files.iter().map(|file| file.frames().file().metadata().expect("stat").blocks());
         blocks.sum::<u64>() / 8
     }
 
@@ -521,8 +498,8 @@ mod tests {
         let (pools, nid) = pools();
         pools.allocate(nid, 1).expect("a frame");
         let files = pools.files.read().expect("files");
-        let mode = files[0].file().metadata().expect("stat").permissions().mode();
+        let mode = files[0].frames().file().metadata().expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(files[0].file().set_len(0).is_err(), "sealed against shrinking");
+        assert!(files[0].frames().file().set_len(0).is_err(), "sealed against shrinking");
     }
 }

@@ -3,39 +3,23 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use numerge_engine::machine::PAGE_SIZE;
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
 
 use crate::bitmap::Bitmap;
+use crate::frame_file::{FILE_BYTES, FILE_FRAMES, FrameFile};
 use crate::num::{PAGE_BYTES, size};
 use crate::sharers::FileId;
-
-/// Frames of one file: 1 GiB.
-pub(crate) const FILE_FRAMES: u64 = 1 << FILE_SHIFT;
-/// log2 of [`FILE_FRAMES`].
-pub(crate) const FILE_SHIFT: u32 = 18;
-/// Bytes of one file.
-const FILE_BYTES: u64 = FILE_FRAMES * PAGE_BYTES;
 
 /// A memfd, and this process's own mapping of all of it, through which frames are written.
 #[derive(Debug)]
 pub(crate) struct PoolFile {
-    file: File,
+    frames: Arc<FrameFile>,
     id: FileId,
-    base: NonNull<u8>,
     used: Mutex<Bitmap>,
 }
-
-// SAFETY: `base` is an address range that lives as long as the value; who may access which frame,
-// and when, is for the pool's user to order (see `Frames`).
-unsafe impl Send for PoolFile {}
-// SAFETY: as above.
-unsafe impl Sync for PoolFile {}
 
 impl PoolFile {
     /// Makes an empty file.
@@ -57,31 +41,8 @@ impl PoolFile {
             device: format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device)),
             inode: metadata.ino(),
         };
-        // SAFETY: asks for a mapping at an address of the kernel's choice; the file can't shrink.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size(FILE_BYTES),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        let Some(base) =
-            NonNull::new(base.cast::<u8>()).filter(|base| base.as_ptr().cast() != libc::MAP_FAILED)
-        else {
-            return Err(io::Error::last_os_error());
-        };
-        base.as_ptr().expose_provenance();
-        let made = Self { file, id, base, used: Mutex::new(Bitmap::new(size(FILE_FRAMES))) };
-        // A child has no use for this mapping, and would keep all frames in use by it.
-        // SAFETY: advice on the mapping just made; changes no content.
-        if unsafe { libc::madvise(base.as_ptr().cast(), size(FILE_BYTES), libc::MADV_DONTFORK) }
-            != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
+        let frames = Arc::new(FrameFile::map(file, true)?);
+        let made = Self { frames, id, used: Mutex::new(Bitmap::new(size(FILE_FRAMES))) };
         Ok(made)
     }
 
@@ -111,7 +72,7 @@ impl PoolFile {
     fn fill(&self, frames: &Range<u64>) -> io::Result<()> {
         loop {
             let filled = rustix::fs::fallocate(
-                &self.file,
+                self.frames.file(),
                 FallocateFlags::empty(),
                 frames.start * PAGE_BYTES,
                 (frames.end - frames.start) * PAGE_BYTES,
@@ -127,7 +88,7 @@ impl PoolFile {
     /// map them any more.
     pub(crate) fn punch(&self, frames: &Range<u64>) -> io::Result<()> {
         rustix::fs::fallocate(
-            &self.file,
+            self.frames.file(),
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             frames.start * PAGE_BYTES,
             (frames.end - frames.start) * PAGE_BYTES,
@@ -146,15 +107,9 @@ impl PoolFile {
         self.used().contains(size(frame))
     }
 
-    /// Where a frame is in this process's own mapping.
-    pub(crate) fn address(&self, frame: u64) -> *mut u8 {
-        assert!(frame < FILE_FRAMES, "no such frame in a pool file");
-        self.base.as_ptr().wrapping_add(size(frame) * PAGE_SIZE)
-    }
-
-    /// The file itself, to map frames of.
-    pub(crate) const fn file(&self) -> &File {
-        &self.file
+    /// The file and its mapping.
+    pub(crate) const fn frames(&self) -> &Arc<FrameFile> {
+        &self.frames
     }
 
     /// How /proc names it.
@@ -170,14 +125,5 @@ impl PoolFile {
     fn used(&self) -> MutexGuard<'_, Bitmap> {
         // A bitmap is whole whenever the lock is free: its functions don't panic half-way.
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for PoolFile {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, and its last use. Programs' private mappings keep the file's
-        // memory alive by themselves. In a fork's child the mapping does not exist, and its address
-        // may belong to something else by now; the pool that owns this value never drops it there.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), size(FILE_BYTES)) };
     }
 }

@@ -43,7 +43,7 @@ fn s5_5_the_worked_figures_on_real_memory() {
         engine.set(Knob::MaxPageSharing, limit).unwrap();
         let region = filled(pages, |_| 7);
         let memory: Arc<dyn Memory> =
-            Arc::new(numerge_linux::ProcessMemory::new(Arc::clone(&world.pools)).unwrap());
+            Arc::new(numerge_linux::ProcessMemory::new(world.pools.clone()).unwrap());
         let handle = engine.register(&memory, region.pages()).unwrap();
         for _ in 0..4 {
             engine.full_scan();
@@ -65,7 +65,7 @@ fn s1_1_a_running_engine_under_a_writing_program() {
     let engine = engine(&world, true);
     let region = filled(PAGES, |page| page as u64 % 4);
     let memory: Arc<dyn Memory> =
-        Arc::new(numerge_linux::ProcessMemory::new(Arc::clone(&world.pools)).unwrap());
+        Arc::new(numerge_linux::ProcessMemory::new(world.pools.clone()).unwrap());
     let handle = engine.register(&memory, region.pages()).unwrap();
     let stop = AtomicBool::new(false);
     let most = std::thread::scope(|scope| {

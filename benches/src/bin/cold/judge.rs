@@ -68,7 +68,7 @@ pub(crate) fn part(pages: usize) -> io::Result<()> {
     let topology = Arc::new(Topology::discover().map_err(|error| other(&error))?);
     let pools = FramePools::new(Arc::clone(&topology)).map_err(|error| other(&error))?;
     let pools = Arc::new(pools);
-    let memory = ProcessMemory::new(Arc::clone(&pools)).map_err(|error| other(&error))?;
+    let memory = ProcessMemory::new(pools.clone()).map_err(|error| other(&error))?;
     let memory: Arc<dyn Memory> = Arc::new(memory);
     let machine = Arc::new(Machine::new(topology));
     let engine = Engine::new(pools, machine, EngineOptions::default());

@@ -38,7 +38,7 @@ impl World {
         let topology = Arc::new(Topology::discover().unwrap());
         let nid = topology.nodes().iter().find(|node| node.memory_bytes > 0).unwrap().nid;
         let pools = Arc::new(FramePools::new(topology).unwrap());
-        let memory = ProcessMemory::new(Arc::clone(&pools)).unwrap();
+        let memory = ProcessMemory::new(pools.clone()).unwrap();
         Some(Self { pools, memory, nid })
     }
 
