@@ -17,6 +17,7 @@ use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::judge::{Candidate, judge};
 use crate::knobs::{Knob, Knobs};
+use crate::late::{self, Late};
 use crate::machine::{Frames, MemoryError, Nodes, PAGE_SIZE};
 use crate::migrate;
 use crate::plan::plan;
@@ -53,6 +54,7 @@ pub(crate) struct Core {
     pub(crate) clock: Clock,
     pub(crate) mapping_share_percent: u64,
     pub(crate) policy: Policy,
+    pub(crate) late: Late,
     world: RwLock<World>,
     passes: Mutex<Passes>,
     /// [`Nodes::migrations`] when frames were last asked for their node. Who holds this takes frames
@@ -120,6 +122,7 @@ impl Core {
             clock,
             mapping_share_percent,
             policy,
+            late: Late::default(),
             world: RwLock::new(World::new(trees)),
             errors: Mutex::default(),
         }
@@ -281,6 +284,7 @@ impl Core {
             cursor.put_back(looks);
             return Batch::default();
         }
+        late::collect(self, &world, reader);
         // Those of a region that is being let go of wait: if that fails, they are still to be done,
         // for what was written is reported once.
         let (closing, looks): (Vec<Look>, Vec<Look>) =

@@ -19,7 +19,7 @@ use crate::program::Program;
 use crate::region::Region;
 use crate::run::Inner;
 use crate::shard::Shard;
-use crate::unmerge::{UnmergeError, unmerge_all, unregister};
+use crate::unmerge::{UnmergeError, unmerge_all, unregister, vanish};
 
 /// The most threads a node gets when nothing else is said.
 const DEFAULT_THREADS: usize = 4;
@@ -358,6 +358,21 @@ impl RegionHandle {
     /// If the machine can't be asked.
     pub fn pages_by_node(&self) -> Result<PagesByNode, MemoryError> {
         nodes::pages_of(&self.inner.core, &self.region)
+    }
+
+    /// Takes note that the program has unmapped or replaced pages: none of them is mapped to a frame any
+    /// more. They stay registered, and what comes to lie there counts as written.
+    ///
+    /// To be called after that came about, and before anything else of these pages is merged.
+    ///
+    /// # Panics
+    /// If the pages are not all the region's.
+    pub fn vanished(&self, pages: Range<Vpn>) {
+        let all = &self.region.pages;
+        assert!(all.start <= pages.start && pages.end <= all.end, "pages of another region");
+        let reader = self.inner.core.forest.register();
+        let pages = self.region.index(pages.start)..self.region.index(pages.end);
+        vanish(&self.inner.core, &reader, &self.region, pages);
     }
 
     /// Unmerges the region's pages and forgets it, as dropping does.

@@ -19,6 +19,7 @@ mod hotplug;
 pub mod in_memory;
 mod judge;
 mod knobs;
+mod late;
 pub mod machine;
 mod migrate;
 mod nodes;

@@ -81,6 +81,9 @@ pub enum Outcome {
     Gone,
     /// The machine ran out of something (memory, mappings). Nothing was changed.
     Exhausted,
+    /// The program has not answered yet, and may merge the page at any moment. What became of it is
+    /// told by [`Memory::late`].
+    Late,
 }
 
 /// Why memory could not be looked at or changed.
@@ -92,6 +95,9 @@ pub enum MemoryError {
     /// The machine has no memory for private copies (the kernel's ENOMEM or EAGAIN).
     #[error("out of memory for private copies of merged pages")]
     OutOfMemory,
+    /// The program was asked to do it and does not answer: it is stopped, or very busy.
+    #[error("the program does not answer")]
+    NoAnswer,
     /// Anything else, with the call that failed.
     #[error("{call}: {source}")]
     System {
@@ -161,6 +167,13 @@ pub trait Memory: Send + Sync {
     /// Freezes, verifies and maps each run, and appends to `out` one outcome a page, runs in order.
     /// No page of the program changes its content, whatever the outcome.
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>);
+
+    /// Appends what became of those of `pages` of which it is known by now; their outcome was
+    /// [`Outcome::Late`]. What was told is forgotten. A machine that always answers at once has nothing
+    /// to tell.
+    fn late(&self, pages: &[Vpn], out: &mut Vec<(Vpn, Outcome)>) {
+        let _ = (pages, out);
+    }
 
     /// Gives every page of the ranges memory of its own again, equal to what it was mapped to, and
     /// arranges that it can be merged again. Pages that have their own already stay as they are.

@@ -75,10 +75,14 @@ pub(crate) fn record(
         let mut differ = Vec::new();
         let guard = reader.pin();
         for (merge, outcome) in some {
-            if *outcome != Outcome::Merged {
+            if !matches!(outcome, Outcome::Merged | Outcome::Late) {
                 give_back(core, &guard, merge);
             }
             match outcome {
+                Outcome::Late => {
+                    world.record(merge.page).set(PageState::Busy);
+                    core.late.add(*merge);
+                }
                 Outcome::Merged => merged(core, world, merge),
                 Outcome::Differs => differ.push(*merge),
                 Outcome::Pinned | Outcome::Refused => {

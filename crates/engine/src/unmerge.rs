@@ -7,6 +7,7 @@ use numerge_stable_tree::{Handle, PageState};
 use parking_lot::RwLockWriteGuard;
 
 use crate::core::Core;
+use crate::late;
 use crate::machine::{MemoryError, Vpn};
 use crate::record::unshare;
 use crate::region::Region;
@@ -72,6 +73,10 @@ fn unmerge_piece(
     region: &Region,
     pages: Range<u64>,
 ) -> Result<bool, MemoryError> {
+    late::collect(core, world, reader);
+    if core.late.any_in(region, pages.clone()) {
+        return Err(MemoryError::NoAnswer);
+    }
     if region.is_closing() {
         withdraw_candidates(world, region, pages.clone());
     }
@@ -150,7 +155,9 @@ pub(crate) fn unregister(
             return Err(error);
         }
         // Merged again only if another attempt failed meanwhile, which let scans in.
-        if (0..region.len()).any(|index| is_merged(&world, region, index)) {
+        if (0..region.len()).any(|index| is_merged(&world, region, index))
+            || core.late.any_in(region, 0..region.len())
+        {
             continue;
         }
         if let Err(error) = region.program.memory.unregister(region.pages.clone()) {
@@ -162,6 +169,47 @@ pub(crate) fn unregister(
         forget(core, &mut world, region);
         return Ok(());
     }
+}
+
+/// Takes pages that a program has no more out of every structure; whatever comes to lie there counts as
+/// written. In pieces, as unmerging.
+pub(crate) fn vanish(core: &Core, reader: &Handle, region: &Arc<Region>, pages: Range<u64>) {
+    let mut start = pages.start;
+    while start < pages.end {
+        let end = (start + PIECE_PAGES).min(pages.end);
+        let world = core.world_mut();
+        if !world.holds(region) {
+            return;
+        }
+        for index in start..end {
+            vanish_page(core, &world, reader, region, index);
+        }
+        region.pending.take(start..end, |_| {});
+        RwLockWriteGuard::unlock_fair(world);
+        start = end;
+    }
+    core.return_freed(reader);
+}
+
+fn vanish_page(core: &Core, world: &World, reader: &Handle, region: &Region, index: u64) {
+    let (page, tally) = (region.page(index), &core.tally);
+    let record = world.record(page);
+    match record.state() {
+        PageState::Untouched => return,
+        PageState::Merged(kpfn) => {
+            unshare(core, world, &reader.pin(), page, kpfn, PageState::Untouched);
+        }
+        PageState::Zero => tally.zero.sub(1),
+        PageState::Unshared(_) => {
+            world.remove_unshared(page);
+        }
+        PageState::Held(_) => tally.held.sub(1),
+        PageState::OverBudget(_) => tally.over_budget.sub(1),
+        PageState::Busy => late::forget(core, reader, page),
+        PageState::Unread | PageState::Seen(_) => {}
+    }
+    record.set(PageState::Untouched);
+    tally.touched.sub(1);
 }
 
 /// No batch is under way, and nothing of the region is merged.

@@ -12,7 +12,7 @@ use numerge_stable_tree::{
     PageId, PageState, PageTable, Record, Records, Slot, TreeId, UnstableTree,
 };
 
-use crate::machine::PAGE_SIZE;
+use crate::machine::{PAGE_SIZE, Vpn};
 use crate::program::Program;
 use crate::region::Region;
 
@@ -53,6 +53,12 @@ impl World {
     pub(crate) fn locate(&self, page: PageId) -> (&Arc<Region>, u64) {
         let (slot, index) = self.pages.locate(page);
         (self.region(slot), index)
+    }
+
+    /// Where a tracked page lies.
+    pub(crate) fn vpn(&self, page: PageId) -> Vpn {
+        let (region, index) = self.locate(page);
+        region.vpn(index)
     }
 
     pub(crate) fn record(&self, page: PageId) -> &Record {

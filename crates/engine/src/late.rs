@@ -1,0 +1,68 @@
+//! Merges whose outcome is not known yet: their programs have not answered.
+//!
+//! Until it is known such a page may be mapped to its frame at any moment, so the share that was
+//! reserved for it is kept, and the page is *busy*: nobody else does anything with it.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use numerge_stable_tree::{Handle, PageId, PageState};
+use parking_lot::Mutex;
+
+use crate::core::Core;
+use crate::find::Merge;
+use crate::machine::Vpn;
+use crate::record::{give_back, record};
+use crate::region::Region;
+use crate::world::World;
+
+/// The merges, by their pages.
+#[derive(Default)]
+pub(crate) struct Late(Mutex<BTreeMap<PageId, Merge>>);
+
+impl Late {
+    pub(crate) fn add(&self, merge: Merge) {
+        self.0.lock().insert(merge.page, merge);
+    }
+
+    /// Whether any of a region's pages has one.
+    pub(crate) fn any_in(&self, region: &Region, pages: Range<u64>) -> bool {
+        let pages = region.page(pages.start)..region.page(pages.end);
+        self.0.lock().range(pages).next().is_some()
+    }
+}
+
+/// Records what has become known since.
+pub(crate) fn collect(core: &Core, world: &World, reader: &Handle) {
+    let pages: Vec<PageId> = core.late.0.lock().keys().copied().collect();
+    let program = |page: &PageId| &world.locate(*page).0.program;
+    // A region's pages are side by side.
+    for some in pages.chunk_by(|a, b| Arc::ptr_eq(program(a), program(b))) {
+        let vpns: Vec<Vpn> = some.iter().map(|page| world.vpn(*page)).collect();
+        let mut answers = Vec::new();
+        program(&some[0]).memory.late(&vpns, &mut answers);
+        answers.sort_unstable_by_key(|(vpn, _)| *vpn);
+        let (mut merges, mut outcomes) = (Vec::new(), Vec::new());
+        for (page, vpn) in some.iter().zip(&vpns) {
+            if let Ok(place) = answers.binary_search_by_key(vpn, |(vpn, _)| *vpn)
+                && let Some(merge) = core.late.0.lock().remove(page)
+            {
+                merges.push(merge);
+                outcomes.push(answers[place].1);
+            }
+        }
+        for again in record(core, world, reader, &merges, &outcomes) {
+            world.record(again.page).set(PageState::Held(again.fingerprint));
+            core.tally.held.add(1);
+        }
+    }
+}
+
+/// Gives up the share of a page that its program has no more.
+pub(crate) fn forget(core: &Core, reader: &Handle, page: PageId) {
+    let merge = core.late.0.lock().remove(&page);
+    if let Some(merge) = merge {
+        give_back(core, &reader.pin(), &merge);
+    }
+}
