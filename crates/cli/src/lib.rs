@@ -27,6 +27,8 @@
 //!
 //! `examples/own_memory.rs` is a program that does this, and shows what it got.
 
+pub mod control;
+pub mod json;
 mod merger;
 
 pub use merger::{AllocateError, BuildError, Merger, Region, Registration};
