@@ -82,7 +82,17 @@ impl Knob {
         matches!(self, Self::MaxPageSharing | Self::MergeAcrossNodes)
     }
 
-    pub(crate) fn check(self, value: u64) -> Result<(), KnobError> {
+    /// The value that it has before it is set.
+    #[must_use]
+    pub const fn default_value(self) -> u64 {
+        self.limits().default
+    }
+
+    /// Whether a value is in its range.
+    ///
+    /// # Errors
+    /// [`KnobError::Invalid`].
+    pub fn check(self, value: u64) -> Result<(), KnobError> {
         let Limits { least, most, .. } = self.limits();
         if (least..=most).contains(&value) {
             Ok(())
@@ -132,7 +142,7 @@ pub(crate) struct Knobs([AtomicU64; Knob::ALL.len()]);
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self(Knob::ALL.map(|knob| AtomicU64::new(knob.limits().default)))
+        Self(Knob::ALL.map(|knob| AtomicU64::new(knob.default_value())))
     }
 }
 

@@ -6,14 +6,16 @@
 //! To take either for a page that has left its frame would let the frame be given back while it is
 //! mapped. So: what is in a file mapping is a frame unless a page of the program's own is seen.
 
+use std::io;
 use std::ops::Range;
 
 use numerge_engine::machine::{Kind, Memory, MemoryError, Vpn};
 
 use crate::error::system;
-use crate::memory::{ProcessMemory, pages_of};
+use crate::memory::ProcessMemory;
 use crate::num::{address, count, size};
-use crate::pagemap::{PageRegion, category};
+use crate::pagemap::{PageRegion, Pagemap, category};
+use crate::ranges::Ranges;
 
 /// A page as the page tables have it, to a [`Kind`], if it is no frame that can't be seen.
 pub(crate) fn kind(categories: u64) -> Kind {
@@ -35,52 +37,57 @@ impl ProcessMemory {
     ) -> Result<(), MemoryError> {
         // Held over the look: pages go from one kind of mapping to the other only under it.
         let tables = self.tables();
-        let mut found = vec![None; size(count(pages))];
-        let mut at = pages.start;
-        while let Some((in_file, _)) = tables.in_file.next_in(&(at..pages.end)) {
-            found[places(pages, &in_file)].fill(Some(Kind::Frame));
-            at = in_file.end;
-        }
-        let mut swapped = Vec::new();
-        self.each_there(pages, &mut |region| {
-            let run = pages_of(region);
-            if region.categories & category::PRESENT != 0 {
-                found[places(pages, &run)].fill(Some(kind(region.categories)));
-            } else {
-                swapped.push(run);
-            }
-        })?;
-        for run in swapped {
-            for page in (0..count(&run)).map(|n| run.start.plus(n)) {
-                let place = size(page.0 - pages.start.0);
-                if found[place].is_none() {
-                    found[place] = Some(Kind::Private);
-                    continue;
-                }
-                // Looking at it brings in what is really there.
-                self.read(&[page..page.plus(1)], &mut |_| {});
-                self.each_there(&(page..page.plus(1)), &mut |region| {
-                    if region.categories & category::PRESENT != 0 {
-                        found[place] = Some(kind(region.categories));
-                    }
-                })?;
-            }
-        }
-        out.append(&mut found);
-        Ok(())
-    }
-
-    fn each_there(
-        &self,
-        pages: &Range<Vpn>,
-        each: &mut dyn FnMut(&PageRegion),
-    ) -> Result<(), MemoryError> {
-        let bytes = address(pages.start)..address(pages.end);
-        // Category 0: whatever is there, in memory or not.
-        self.pagemap
-            .find(bytes, 0, &mut |region| each(&region))
+        let look_at = |page: Vpn| self.read(&[page..page.plus(1)], &mut |_| {});
+        append(&self.pagemap, &tables.in_file, &look_at, pages, out)
             .map_err(|source| system("PAGEMAP_SCAN", source))
     }
+}
+
+/// Appends the kind of each page; nothing if that fails. `in_file` are the pages that may be in a file
+/// mapping, `look_at` reads a page.
+pub(crate) fn append<T: Copy + PartialEq>(
+    pagemap: &Pagemap,
+    in_file: &Ranges<T>,
+    look_at: &dyn Fn(Vpn),
+    pages: &Range<Vpn>,
+    out: &mut Vec<Option<Kind>>,
+) -> io::Result<()> {
+    let mut found = vec![None; size(count(pages))];
+    let mut at = pages.start;
+    while let Some((in_file, _)) = in_file.next_in(&(at..pages.end)) {
+        found[places(pages, &in_file)].fill(Some(Kind::Frame));
+        at = in_file.end;
+    }
+    // Category 0: whatever is there, in memory or not.
+    let each_there = |pages: &Range<Vpn>, each: &mut dyn FnMut(PageRegion)| {
+        pagemap.find(address(pages.start)..address(pages.end), 0, each)
+    };
+    let mut swapped = Vec::new();
+    each_there(pages, &mut |region| {
+        if region.categories & category::PRESENT != 0 {
+            found[places(pages, &region.pages())].fill(Some(kind(region.categories)));
+        } else {
+            swapped.push(region.pages());
+        }
+    })?;
+    for run in swapped {
+        for page in (0..count(&run)).map(|n| run.start.plus(n)) {
+            let place = size(page.0 - pages.start.0);
+            if found[place].is_none() {
+                found[place] = Some(Kind::Private);
+                continue;
+            }
+            // Looking at it brings in what is really there.
+            look_at(page);
+            each_there(&(page..page.plus(1)), &mut |region| {
+                if region.categories & category::PRESENT != 0 {
+                    found[place] = Some(kind(region.categories));
+                }
+            })?;
+        }
+    }
+    out.append(&mut found);
+    Ok(())
 }
 
 /// Where `part` is in `pages`.

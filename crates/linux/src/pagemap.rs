@@ -1,4 +1,8 @@
-//! PAGEMAP_SCAN on /proc/self/pagemap: which pages were written, and what lies where.
+//! PAGEMAP_SCAN on /proc/PID/pagemap: which pages were written, and what lies where.
+//!
+//! Of another process, memory can go while it is walked. A walk that protects passes over what is not
+//! registered for asynchronous write protection, so the worst that comes of it is a page not reported:
+//! no PM_SCAN_CHECK_WPASYNC, which would end the walk with an error there.
 //!
 //! Structures and flags are those of include/uapi/linux/fs.h (Linux 6.7).
 
@@ -7,8 +11,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
+use numerge_engine::machine::{Vpn, Written};
+
 use crate::error::Error;
-use crate::num::PAGE_BYTES;
+use crate::kinds::kind;
+use crate::num::{PAGE_BYTES, PAGE_SHIFT, address};
 
 /// What a page can be, any number at once.
 pub(crate) mod category {
@@ -49,6 +56,13 @@ pub(crate) struct PageRegion {
     pub(crate) categories: u64,
 }
 
+impl PageRegion {
+    /// The same in pages.
+    pub(crate) const fn pages(&self) -> Range<Vpn> {
+        Vpn(self.start >> PAGE_SHIFT)..Vpn(self.end >> PAGE_SHIFT)
+    }
+}
+
 /// `struct pm_scan_arg`.
 #[repr(C)]
 struct ScanArg {
@@ -66,7 +80,7 @@ struct ScanArg {
     return_mask: u64,
 }
 
-/// This process's page tables, to ask.
+/// A process's page tables, to ask.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
     file: File,
@@ -77,7 +91,15 @@ impl Pagemap {
     pub(crate) fn open() -> Result<Self, Error> {
         let file = File::open("/proc/self/pagemap")
             .map_err(|source| Error::System { call: "open /proc/self/pagemap", source })?;
-        let pagemap = Self { file };
+        Self::try_scan(Self { file })
+    }
+
+    /// Takes over the pagemap of any process and tries a scan.
+    pub(crate) fn of(file: File) -> Result<Self, Error> {
+        Self::try_scan(Self { file })
+    }
+
+    fn try_scan(pagemap: Self) -> Result<Self, Error> {
         match pagemap.find(0..4096, category::PRESENT, &mut |_| {}) {
             Ok(()) => Ok(pagemap),
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
@@ -85,6 +107,32 @@ impl Pagemap {
             }
             Err(source) => Err(Error::System { call: "PAGEMAP_SCAN", source }),
         }
+    }
+
+    /// Appends what was written in `pages` since the last call, adjacent pages of one kind together,
+    /// and arms it again; stops at `max_pages` (at least 1). Gives where the walk ended.
+    pub(crate) fn append_written(
+        &self,
+        pages: &Range<Vpn>,
+        max_pages: u64,
+        may_be_files: &dyn Fn(&Range<Vpn>) -> bool,
+        out: &mut Vec<Written>,
+    ) -> io::Result<Vpn> {
+        let may_be_files = |bytes: &Range<u64>| {
+            may_be_files(&(Vpn(bytes.start >> PAGE_SHIFT)..Vpn(bytes.end >> PAGE_SHIFT)))
+        };
+        let before = out.len();
+        let bytes = address(pages.start)..address(pages.end);
+        let end = self.take_written(bytes, max_pages, &may_be_files, &mut |region| {
+            let found = Written { pages: region.pages(), kind: kind(region.categories) };
+            match out.get_mut(before..).and_then(<[_]>::last_mut) {
+                Some(last) if last.pages.end == found.pages.start && last.kind == found.kind => {
+                    last.pages.end = found.pages.end;
+                }
+                _ => out.push(found),
+            }
+        })?;
+        Ok(Vpn(end >> PAGE_SHIFT))
     }
 
     /// Passes to `each` what was written in `bytes` since the last call, in ascending order, and

@@ -11,13 +11,19 @@
 //! wish, and what came from elsewhere is given back.
 //!
 //! Architecture invariant: a frame's memory is given back (a hole punched) only when no page of
-//! this process maps it, which is the engine's promise in [`Frames::free`], and no page of a process
-//! forked from it, which the kernel is asked ([`crate::witness`], and where there are such
-//! processes [`crate::sharers`]). A private mapping of a hole would read zeros.
+//! this process, or of one that is served ([`FramePools::serve`]), maps it, which is the engine's
+//! promise in [`Frames::free`], and no page of any other process. Where nobody was ever served, those
+//! can only be forked from this one, and the kernel is asked ([`crate::witness`], and where there are
+//! such processes [`crate::sharers`]). Else they are children of clients, or were clients, and all
+//! processes are looked at, but only by who asks for it ([`FramePools::settle`]), for it takes long. A
+//! private mapping of a hole would read zeros.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem::ManuallyDrop;
+use std::num::NonZero;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -31,7 +37,7 @@ use crate::frame_file::{FILE_FRAMES, FILE_SHIFT, FrameRun, FrameSource};
 use crate::num::PAGE_SHIFT;
 use crate::pool_file::PoolFile;
 use crate::quarantine::Quarantine;
-use crate::sharers::{self, FileId, Shared};
+use crate::sharers::{self, Exempt, FileId, ProcessId, Shared};
 use crate::{fork, host, nodes};
 
 /// Rows of files a node, used in rotation.
@@ -49,9 +55,33 @@ pub struct FramePools {
     waiting: Mutex<Quarantine>,
     /// Files with any of these frames hand out no more.
     withheld: RwLock<Vec<Range<Kpfn>>>,
+    served: Mutex<Served>,
     made_ticks: u64,
     /// [`fork::depth`] of the process that made this.
     depth: u64,
+}
+
+/// Who has the files, beside this process.
+#[derive(Debug, Default)]
+struct Served {
+    /// Processes whose mappings of frames are all known to the engine, by their number here.
+    known: BTreeMap<u64, ProcessId>,
+    /// The users of all processes that ever were served.
+    users: BTreeSet<u32>,
+    next: u64,
+}
+
+/// A process that is given the files: while this lives, the engine knows what it maps of them.
+#[derive(Debug)]
+pub struct Serving {
+    pools: Arc<FramePools>,
+    number: u64,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.pools.served().known.remove(&self.number);
+    }
 }
 
 #[derive(Debug)]
@@ -83,22 +113,68 @@ impl FramePools {
             files: RwLock::default(),
             waiting: Mutex::new(waiting),
             withheld: RwLock::default(),
+            served: Mutex::default(),
             made_ticks: sharers::now_ticks(),
             depth: fork::depth(),
         })
     }
 
-    /// Gives back now what can be given back of the frames that a fork's child kept in use. Also
-    /// happens by itself from time to time, when frames are taken and given back. Gives how many
-    /// frames still wait.
+    /// Gives back now what can be given back of the frames that other processes kept in use. Where
+    /// nobody was ever served, that also happens by itself from time to time, when frames are taken and
+    /// given back. Gives how many frames still wait.
     pub fn settle(&self) -> u64 {
         if self.is_inherited() {
             return 0;
+        }
+        if self.was_anybody_served() {
+            return self.settle_among_all();
         }
         let mut waiting = self.waiting();
         waiting.look_at_once();
         self.release(&mut waiting);
         waiting.frames()
+    }
+
+    /// How many frames wait to be given back.
+    pub fn waiting_frames(&self) -> u64 {
+        if self.is_inherited() { 0 } else { self.waiting().frames() }
+    }
+
+    /// The pool files there are, by their numbers: frame `number << 18` is the first of each.
+    pub fn file_numbers(&self) -> Range<u64> {
+        0..self.file_count() as u64
+    }
+
+    /// A pool file, to be read only, for another process. None if there is none of that number.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn read_only_file(&self, number: u64) -> io::Result<Option<OwnedFd>> {
+        let file = usize::try_from(number).ok().and_then(|number| self.file(number));
+        file.filter(|_| !self.is_inherited()).map(|file| file.open_read_only()).transpose()
+    }
+
+    /// Takes note that another process, of a user, is going to be given files: the engine knows of all
+    /// frames that it maps until the result is dropped.
+    ///
+    /// Not of those that it maps already: it is the child of a client, or was one, and may keep them
+    /// where the engine does not look. Then it is looked at like any other.
+    ///
+    /// # Errors
+    /// If it can't be told what it maps, as when it has ended.
+    pub fn serve(self: &Arc<Self>, pid: NonZero<i32>, user: u32) -> io::Result<Serving> {
+        let pid = pid.get().unsigned_abs();
+        let process = ProcessId::of(pid)?;
+        let knows_all = sharers::of_process(pid, &self.file_ids())?.is_empty();
+        let mut served = self.served();
+        let number = served.next;
+        served.next += 1;
+        served.users.insert(user);
+        if knows_all {
+            served.known.insert(number, process);
+        }
+        drop(served);
+        Ok(Serving { pools: Arc::clone(self), number })
     }
 
     /// Whether this is a copy that came with a fork. The original's owner goes on using the files,
@@ -187,22 +263,75 @@ impl FramePools {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives back the memory of what waits and nobody else maps.
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn was_anybody_served(&self) -> bool {
+        self.served().next > 0
+    }
+
+    /// Gives back the memory of what waits and nobody else maps, where that is quickly told.
     fn release(&self, waiting: &mut Quarantine) {
-        if waiting.is_empty() {
+        if waiting.is_empty() || self.was_anybody_served() {
             return;
         }
         if waiting.nobody_else_is_left() {
             waiting.retain(|run| self.punch(run).is_err());
         } else if waiting.look_is_due() {
-            let Some(shared) = sharers::others(&self.file_ids(), self.made_ticks) else {
-                return;
-            };
-            waiting.retain(|run| {
-                shared.iter().any(|shared| overlaps(run, &mapped(shared)))
-                    || self.punch(run).is_err()
-            });
+            let exempt = Exempt { since_ticks: self.made_ticks, ..Exempt::default() };
+            if let Some(shared) = sharers::others(&self.file_ids(), &exempt) {
+                let kept = self.punch_unless(waiting.take(), shared);
+                waiting.add(kept);
+            }
         }
+    }
+
+    /// The same where anybody may map what waits. Nobody else waits meanwhile, for it takes long.
+    fn settle_among_all(&self) -> u64 {
+        // What comes after the look began may be mapped by who has been looked at.
+        let runs = self.waiting().take();
+        let kept = if runs.is_empty() {
+            runs
+        } else {
+            let served = self.served();
+            let exempt = Exempt {
+                since_ticks: self.made_ticks,
+                known: served.known.values().copied().collect(),
+                users: Some(served.users.clone()),
+            };
+            drop(served);
+            match sharers::others(&self.file_ids(), &exempt) {
+                Some(shared) => self.punch_unless(runs, shared),
+                None => runs,
+            }
+        };
+        let mut waiting = self.waiting();
+        waiting.add(kept);
+        waiting.frames()
+    }
+
+    /// Gives back the memory of what is not shared. Gives the rest.
+    fn punch_unless(&self, runs: Vec<Range<Kpfn>>, shared: Vec<Shared>) -> Vec<Range<Kpfn>> {
+        let shared = joined(shared.iter().map(mapped).collect());
+        let mut kept = Vec::new();
+        for run in runs {
+            let first = shared.partition_point(|range| range.end <= run.start);
+            let mut at = run.start;
+            for range in shared[first..].iter().take_while(|range| range.start < run.end) {
+                let (start, end) = (range.start.max(at), range.end.min(run.end));
+                kept.extend(self.punch_or_keep(at..start));
+                kept.push(start..end);
+                at = end;
+            }
+            kept.extend(self.punch_or_keep(at..run.end));
+        }
+        kept
+    }
+
+    /// Gives back the frames' memory, or the frames if that fails.
+    fn punch_or_keep(&self, run: Range<Kpfn>) -> Option<Range<Kpfn>> {
+        (run.start < run.end && self.punch(&run).is_err()).then_some(run)
     }
 
     fn file_ids(&self) -> Vec<FileId> {
@@ -229,6 +358,19 @@ fn overlaps(a: &Range<Kpfn>, b: &Range<Kpfn>) -> bool {
 /// Frames that another process maps.
 fn mapped(shared: &Shared) -> Range<Kpfn> {
     kpfns(shared.file, &shared.frames)
+}
+
+/// Sorts ranges and joins those that overlap.
+fn joined(mut ranges: Vec<Range<Kpfn>>) -> Vec<Range<Kpfn>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<Kpfn>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Sorts and joins adjacent frames of one file.
@@ -485,6 +627,37 @@ mod tests {
     }
 
     #[test]
+    fn what_others_map_is_kept_and_the_rest_given_back() {
+        let (pools, nid) = pools();
+        let run = pools.allocate(nid, 100).expect("frames");
+        let (file, start) = (0, run.start.0 % FILE_FRAMES);
+        let shared =
+            |frames: Range<u64>| Shared { file, frames: start + frames.start..start + frames.end };
+        let shared = vec![shared(50..60), shared(10..20), shared(15..30), shared(90..200)];
+        let kept = pools.punch_unless(vec![run.clone()], shared);
+        let part = |range: Range<u64>| run.start.plus(range.start)..run.start.plus(range.end);
+        assert_eq!(kept, [part(10..30), part(50..60), part(90..100)]);
+        assert_eq!(backed(&pools), 40);
+    }
+
+    #[test]
+    fn a_file_for_others_is_open_for_reading_only() {
+        let (pools, nid) = pools();
+        let kpfn = pools.allocate(nid, 1).expect("a frame").start;
+        pools.write(kpfn, &[5; PAGE_SIZE]);
+        assert_eq!(pools.file_numbers(), 0..1);
+        let fd = pools.read_only_file(0).expect("open").expect("a file");
+        let flags = rustix::fs::fcntl_getfl(&fd).expect("flags");
+        assert_eq!(flags & rustix::fs::OFlags::ACCMODE, rustix::fs::OFlags::RDONLY);
+        let file = std::fs::File::from(fd);
+        let mut content = [0; PAGE_SIZE];
+        file.read_exact_at(&mut content, (kpfn.0 % FILE_FRAMES) << PAGE_SHIFT).expect("read");
+        assert_eq!(content, [5; PAGE_SIZE]);
+        assert!(file.write_all_at(&content, 0).is_err());
+        assert!(pools.read_only_file(1).expect("no failure").is_none());
+    }
+
+    #[test]
     fn runs_end_where_files_end() {
         let last = Kpfn(FILE_FRAMES - 1);
         let kpfns = [last.plus(1), Kpfn(5), last, Kpfn(4), last.plus(2)];
@@ -499,7 +672,7 @@ mod tests {
         pools.allocate(nid, 1).expect("a frame");
         let files = pools.files.read().expect("files");
         let mode = files[0].frames().file().metadata().expect("stat").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o400);
         assert!(files[0].frames().file().set_len(0).is_err(), "sealed against shrinking");
     }
 }

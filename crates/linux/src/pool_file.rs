@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 
 use crate::bitmap::Bitmap;
 use crate::frame_file::{FILE_BYTES, FILE_FRAMES, FrameFile};
@@ -33,7 +34,8 @@ impl PoolFile {
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
         // A memfd is born open to all: another user given a read-only descriptor could open it
         // again for writing through /proc.
-        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
+        // Nor is its owner to do that by mistake, which a client of the same user is.
+        rustix::fs::fchmod(&fd, Mode::RUSR)?;
         let file = File::from(fd);
         let metadata = file.metadata()?;
         let device = metadata.dev();
@@ -110,6 +112,12 @@ impl PoolFile {
     /// The file and its mapping.
     pub(crate) const fn frames(&self) -> &Arc<FrameFile> {
         &self.frames
+    }
+
+    /// The file, opened once more and for reading only.
+    pub(crate) fn open_read_only(&self) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.frames.file().as_raw_fd());
+        Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// How /proc names it.

@@ -49,6 +49,11 @@ impl Quarantine {
         self.runs.retain(keep);
     }
 
+    /// Takes out all that waits.
+    pub(crate) fn take(&mut self) -> Vec<Range<Kpfn>> {
+        std::mem::take(&mut self.runs)
+    }
+
     /// Whether nothing waits.
     pub(crate) const fn is_empty(&self) -> bool {
         self.runs.is_empty()

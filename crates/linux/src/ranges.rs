@@ -7,18 +7,19 @@ use numerge_engine::machine::Vpn;
 
 /// Disjoint ranges in ascending order; adjacent ones with equal values are one.
 #[derive(Debug, Default)]
-pub(crate) struct Ranges<T> {
+pub struct Ranges<T> {
     by_start: BTreeMap<Vpn, (Vpn, T)>,
 }
 
 impl<T: Copy + PartialEq> Ranges<T> {
     /// Empty.
-    pub(crate) const fn new() -> Self {
+    #[must_use]
+    pub const fn new() -> Self {
         Self { by_start: BTreeMap::new() }
     }
 
     /// Gives all pages of `pages` this value, whatever they had before.
-    pub(crate) fn insert(&mut self, pages: Range<Vpn>, value: T) {
+    pub fn insert(&mut self, pages: Range<Vpn>, value: T) {
         if pages.is_empty() {
             return;
         }
@@ -40,7 +41,7 @@ impl<T: Copy + PartialEq> Ranges<T> {
     }
 
     /// Takes all pages of `pages` out.
-    pub(crate) fn remove(&mut self, pages: &Range<Vpn>) {
+    pub fn remove(&mut self, pages: &Range<Vpn>) {
         while let Some((found, value)) = self.first_in(pages) {
             self.by_start.remove(&found.start);
             if found.start < pages.start {
@@ -53,25 +54,41 @@ impl<T: Copy + PartialEq> Ranges<T> {
     }
 
     /// The part of the first entry that lies in `pages`, and its value.
-    pub(crate) fn next_in(&self, pages: &Range<Vpn>) -> Option<(Range<Vpn>, T)> {
+    #[must_use]
+    pub fn next_in(&self, pages: &Range<Vpn>) -> Option<(Range<Vpn>, T)> {
         let (found, value) = self.first_in(pages)?;
         Some((found.start.max(pages.start)..found.end.min(pages.end), value))
     }
 
     /// The value of a page.
-    pub(crate) fn get(&self, page: Vpn) -> Option<T> {
+    #[must_use]
+    pub fn get(&self, page: Vpn) -> Option<T> {
         self.next_in(&(page..page.plus(1))).map(|(_, value)| value)
     }
 
     /// How many pages have a value.
-    pub(crate) fn pages(&self) -> u64 {
+    #[must_use]
+    pub fn pages(&self) -> u64 {
         let entries = self.by_start.iter();
         entries.map(|(start, (end, _))| end.0 - start.0).sum()
     }
 
+    /// How many entries there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_start.len()
+    }
+
+    /// Whether no page has a value.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_start.is_empty()
+    }
+
     /// Bytes of memory this takes, nearly: a node of the tree holds 11 entries, and is half full
     /// when they came in order.
-    pub(crate) fn bytes(&self) -> u64 {
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
         (self.by_start.len() * size_of::<(Vpn, (Vpn, T))>() * 2) as u64
     }
 

@@ -1,5 +1,6 @@
 //! Who else maps a pool's frames: other processes' /proc/PID/maps, read until the answer holds.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
@@ -7,6 +8,8 @@ use std::ops::Range;
 use crate::maps::Mapping;
 use crate::num::PAGE_SHIFT;
 
+/// Root's number.
+const ROOT: u32 = 0;
 /// Passes over all processes before giving up on an answer that holds.
 const PASSES: u32 = 5;
 
@@ -28,19 +31,68 @@ pub(crate) struct Shared {
     pub(crate) frames: Range<u64>,
 }
 
+/// A process, which no later one of its number is taken for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ProcessId {
+    pid: u32,
+    start_ticks: u64,
+}
+
+impl ProcessId {
+    /// The process that has this number now.
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        Ok(Self { pid, start_ticks: start_ticks(pid)? })
+    }
+}
+
+/// Who need not be asked.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Exempt {
+    /// When the files were made, in clock ticks since boot ([`now_ticks`]): a process older than they
+    /// are can't have inherited them, so it does not matter if its maps can't be read.
+    pub(crate) since_ticks: u64,
+    /// Processes of which it is known otherwise what they map.
+    pub(crate) known: Vec<ProcessId>,
+    /// The users of all processes that ever had the files, if it is known who they are. A process that
+    /// is forked belongs to one of them, unless one of them is root.
+    pub(crate) users: Option<BTreeSet<u32>>,
+}
+
+impl Exempt {
+    fn is_known(&self, pid: u32) -> bool {
+        let here = self.known.iter().find(|process| process.pid == pid);
+        here.is_some_and(|process| start_ticks(pid).is_ok_and(|at| at == process.start_ticks))
+    }
+
+    /// Whether a process whose maps can't be read has none of the files for certain.
+    fn is_stranger(&self, pid: u32) -> io::Result<bool> {
+        if start_ticks(pid)? < self.since_ticks {
+            return Ok(true);
+        }
+        let Some(users) = self.users.as_ref().filter(|users| !users.contains(&ROOT)) else {
+            return Ok(false);
+        };
+        Ok(users_of(pid)?.iter().all(|user| !users.contains(user)))
+    }
+}
+
+/// What a process maps of `files`.
+pub(crate) fn of_process(pid: u32, files: &[FileId]) -> io::Result<Vec<Shared>> {
+    let mut shared = Vec::new();
+    read_maps(pid, files, &mut shared)?;
+    Ok(shared)
+}
+
 /// What other processes map of `files`; None if it can't be told now, so anything may be mapped.
-///
-/// `since` is when the files were made, in clock ticks since boot ([`now_ticks`]): a process older
-/// than they are can't have inherited them, so it does not matter if its maps can't be read.
 ///
 /// Processes fork and exit while they are looked at, so a pass counts only if no process vanished
 /// meanwhile, and two such passes are needed: a child made behind the back of the first pass is
 /// there for the second.
-pub(crate) fn others(files: &[FileId], since: u64) -> Option<Vec<Shared>> {
+pub(crate) fn others(files: &[FileId], exempt: &Exempt) -> Option<Vec<Shared>> {
     let mut calm = 0;
     let mut shared = Vec::new();
     for _ in 0..PASSES {
-        match pass(files, since, &mut shared) {
+        match pass(files, exempt, &mut shared) {
             Pass::Calm => calm += 1,
             Pass::Vanished => calm = 0,
             Pass::Unreadable => return None,
@@ -58,7 +110,7 @@ enum Pass {
     Unreadable,
 }
 
-fn pass(files: &[FileId], since: u64, shared: &mut Vec<Shared>) -> Pass {
+fn pass(files: &[FileId], exempt: &Exempt, shared: &mut Vec<Shared>) -> Pass {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Pass::Unreadable;
     };
@@ -70,14 +122,14 @@ fn pass(files: &[FileId], since: u64, shared: &mut Vec<Shared>) -> Pass {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        if pid == std::process::id() {
+        if pid == std::process::id() || exempt.is_known(pid) {
             continue;
         }
         match read_maps(pid, files, shared) {
             Ok(()) => {}
             Err(error) if gone(&error) => result = Pass::Vanished,
-            Err(_) => match start_ticks(pid) {
-                Ok(start) if start < since => {}
+            Err(_) => match exempt.is_stranger(pid) {
+                Ok(true) => {}
                 Err(error) if gone(&error) => result = Pass::Vanished,
                 _ => return Pass::Unreadable,
             },
@@ -123,6 +175,17 @@ fn start_ticks(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// The users a process is of: real, effective, saved, and for files.
+fn users_of(pid: u32) -> io::Result<Vec<u32>> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let users = users.map(|users| users.split_ascii_whitespace().map(str::parse).collect());
+    match users {
+        Some(Ok(users)) => Ok(users),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 /// This moment, in clock ticks since boot, rounded down.
 pub(crate) fn now_ticks() -> u64 {
     // SAFETY: sysconf reads a number and touches no memory of ours.
@@ -147,6 +210,30 @@ mod tests {
     #[test]
     fn nobody_else_maps_a_file_that_is_not_there() {
         let file = FileId { device: "00:00".into(), inode: u64::MAX };
-        assert_eq!(others(&[file], now_ticks()).unwrap_or_default(), []);
+        let exempt = Exempt { since_ticks: now_ticks(), ..Exempt::default() };
+        assert_eq!(others(&[file], &exempt).unwrap_or_default(), []);
+    }
+
+    #[test]
+    fn a_process_is_known_by_more_than_its_number() {
+        let me = ProcessId::of(std::process::id()).expect("stat");
+        let known = |process| Exempt { known: vec![process], ..Exempt::default() };
+        assert!(known(me).is_known(me.pid));
+        let before = ProcessId { start_ticks: me.start_ticks + 1, ..me };
+        assert!(!known(before).is_known(me.pid), "a later process of the same number");
+    }
+
+    #[test]
+    fn a_stranger_is_older_or_another_user() {
+        let me = ProcessId::of(std::process::id()).expect("stat");
+        let mine = users_of(me.pid).expect("status");
+        let users = |users: &[u32]| Some(users.iter().copied().collect());
+        let younger = Exempt { since_ticks: me.start_ticks, ..Exempt::default() };
+        let is_stranger = |exempt: &Exempt| exempt.is_stranger(me.pid).expect("proc");
+        assert!(!is_stranger(&younger), "nothing known of users");
+        assert!(is_stranger(&Exempt { since_ticks: me.start_ticks + 1, ..Exempt::default() }));
+        assert!(is_stranger(&Exempt { users: users(&[4242]), ..younger.clone() }));
+        assert!(!is_stranger(&Exempt { users: users(&[4242, mine[0]]), ..younger.clone() }));
+        assert!(!is_stranger(&Exempt { users: users(&[4242, ROOT]), ..younger }));
     }
 }

@@ -1,0 +1,217 @@
+//! A connection: who is there, and a thread that reads what it says.
+//!
+//! That thread never waits for the engine, so that answers get through to who waits for them: what
+//! concerns the engine goes to the worker (`worker`), by the inbox.
+
+use std::num::NonZero;
+use std::ops::ControlFlow;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use numerge_engine::machine::PAGE_SIZE;
+use numerge_linux::{RemoteProcess, Serving};
+use numerge_protocol::limits::VERSION;
+use numerge_protocol::{Buffer, Reason, Socket, ToClient, ToEngine};
+use parking_lot::Mutex;
+
+use crate::book::Lie;
+use crate::domain::Domain;
+use crate::inbox::{Inbox, Order};
+use crate::link::Link;
+use crate::memory::RemoteMemory;
+use crate::pages::range;
+use crate::rejection::Rejection;
+use crate::server::Host;
+use crate::worker::Worker;
+
+/// How long a client may take to introduce itself.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// How long it may take to read that there is an end to it.
+const REJECT_WAIT: Duration = Duration::from_millis(100);
+
+/// A client that is served.
+pub(crate) struct Client {
+    pub(crate) pid: NonZero<i32>,
+    pub(crate) user: u32,
+    pub(crate) domain: Arc<Domain>,
+    pub(crate) memory: Arc<RemoteMemory>,
+    pub(crate) inbox: Inbox,
+    /// Pages registered.
+    pub(crate) registered: AtomicU64,
+    /// Given up before the engine takes anything that the client maps for free.
+    serving: Mutex<Option<Serving>>,
+}
+
+/// Who has introduced itself.
+struct Guest {
+    pid: NonZero<i32>,
+    user: u32,
+    process: RemoteProcess,
+    domain: Arc<Domain>,
+    serving: Serving,
+}
+
+/// Serves a connection until it ends.
+pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
+    let Ok(link) = Link::new(socket) else { return };
+    let mut buffer = Buffer::new();
+    let guest = match greet(host, &link, &mut buffer) {
+        Ok(Some(guest)) => guest,
+        Ok(None) => return,
+        Err(rejection) => {
+            link.send_patiently(&rejection.message(), REJECT_WAIT);
+            return;
+        }
+    };
+    let Guest { pid, user, process, domain, serving } = guest;
+    let client = Arc::new(Client {
+        pid,
+        user,
+        memory: Arc::new(RemoteMemory::new(process, Arc::clone(domain.pools()), link)),
+        domain,
+        inbox: Inbox::default(),
+        registered: AtomicU64::new(0),
+        serving: Mutex::new(Some(serving)),
+    });
+    let welcome = ToClient::Welcome { version: VERSION, limits: host.options.quotas.limits() };
+    if !host.welcome(number, &client) || client.memory.link().send(&welcome).is_err() {
+        return;
+    }
+    std::thread::scope(|scope| {
+        let work = || Worker::new(host, &client).run();
+        let worker = std::thread::Builder::new().name("numerge-worker".into());
+        if worker.spawn_scoped(scope, work).is_err() {
+            let rejection = Rejection::new(Reason::Unavailable, "no thread could be started");
+            client.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
+        } else {
+            client.listen(&mut buffer);
+        }
+        client.end();
+    });
+}
+
+/// Receives `Hello` and finds out who it is and where it belongs. None if it says nothing, or goes
+/// again.
+fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>, Rejection> {
+    let other = |error: &dyn std::fmt::Display| Rejection::new(Reason::Other, error.to_string());
+    let received = match link.receive(buffer, Some(HELLO_WAIT)) {
+        Ok(Some(received)) => received,
+        Ok(None) => return Ok(None),
+        Err(error) => return Rejection::of_receiving(&error).map_or(Ok(None), Err),
+    };
+    let (ToEngine::Hello { page_size, domain, .. }, fds) = received else {
+        return Err(Rejection::protocol("the first message must be Hello"));
+    };
+    if usize::try_from(page_size) != Ok(PAGE_SIZE) {
+        let text = format!("pages have {PAGE_SIZE} bytes here, not {page_size}");
+        return Err(Rejection::new(Reason::PageSize, text));
+    }
+    let peer = link.socket().peer().map_err(|error| other(&error))?;
+    let Some(pid) = peer.pid else {
+        let text = "the client is in a PID namespace that the engine does not see into";
+        return Err(Rejection::new(Reason::Permission, text));
+    };
+    let pidfd = link.socket().peer_pidfd().map_err(|error| other(&error))?;
+    let pidfd: OwnedFd = pidfd.ok_or_else(|| other(&"this kernel has no SO_PEERPIDFD"))?;
+    let pagemap = fds.into_iter().next();
+    let pagemap = pagemap.ok_or_else(|| Rejection::protocol("Hello without a pagemap"))?;
+    let process = RemoteProcess::new(pid.get(), pidfd.as_fd(), pagemap)?;
+    let namespace = process.user_namespace();
+    let namespace = namespace.map_err(|error| {
+        Rejection::new(Reason::Permission, format!("/proc/PID/ns/user: {error}"))
+    })?;
+    let id = host.options.domains.resolve(peer.uid, namespace, domain.as_deref())?;
+    let domain = host.domain(&id)?;
+    let serving = domain.pools().serve(pid, peer.uid).map_err(|error| other(&error))?;
+    Ok(Some(Guest { pid, user: peer.uid, process, domain, serving }))
+}
+
+impl Client {
+    /// Reads what the client says until the connection ends.
+    fn listen(&self, buffer: &mut Buffer) {
+        loop {
+            let taken = match self.memory.link().receive(buffer, None) {
+                Ok(Some((message, _))) => self.take(message),
+                Ok(None) => return,
+                Err(error) => {
+                    Rejection::of_receiving(&error).map_or(Ok(ControlFlow::Break(())), Err)
+                }
+            };
+            match taken {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return,
+                Err(rejection) => {
+                    self.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes in a message; breaks after the last.
+    fn take(&self, message: ToEngine<'_>) -> Result<ControlFlow<()>, Rejection> {
+        let lied = |lie: Lie| Rejection::protocol(lie.to_string());
+        let memory = &self.memory;
+        let order = match message {
+            ToEngine::Hello { .. } => return Err(Rejection::protocol("a second Hello")),
+            ToEngine::Done { sequence, answer } => {
+                memory.hear(|book| book.answer(sequence, &answer)).map_err(lied)?;
+                return Ok(ControlFlow::Continue(()));
+            }
+            ToEngine::Bye => {
+                memory.hear(|book| book.forget_asked());
+                return Ok(ControlFlow::Break(()));
+            }
+            ToEngine::Register { region, span } => {
+                memory.hear(|_| ());
+                Order::Register(region, range(span))
+            }
+            ToEngine::Gone { span } => {
+                // At once: from here on nothing is asked about them.
+                memory.hear(|book| book.bury(range(span))).map_err(lied)?;
+                Order::Gone(range(span))
+            }
+            ToEngine::Unregister { region } => {
+                memory.hear(|_| ());
+                Order::Unregister(region)
+            }
+        };
+        if self.inbox.push(order) {
+            Ok(ControlFlow::Continue(()))
+        } else {
+            Err(Rejection::protocol("more messages than can be carried out"))
+        }
+    }
+
+    /// There is no connection any more.
+    fn end(&self) {
+        self.memory.book().leave();
+        // First: from then on the engine takes what the client maps for free, and who gives frames
+        // back has to look for itself.
+        drop(self.serving.lock().take());
+        self.memory.end();
+        self.inbox.close();
+        self.memory.link().hang_up();
+    }
+
+    /// Tells the client why, and ends the connection.
+    pub(crate) fn reject(&self, rejection: &Rejection) {
+        self.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
+        self.memory.link().hang_up();
+    }
+
+    /// Tells the client that the engine ends.
+    pub(crate) fn send_leave(&self, keep: bool) {
+        self.memory.book().leave();
+        if !self.memory.link().send_patiently(&ToClient::Leave { keep }, REJECT_WAIT) {
+            self.memory.link().hang_up();
+        }
+    }
+
+    pub(crate) fn registered_pages(&self) -> u64 {
+        // Relaxed: a counter, nothing is ordered by it.
+        self.registered.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,89 @@
+//! How a server is to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use numerge_engine::EngineOptions;
+use numerge_protocol::{Limits, limits};
+
+/// How a server is to be. What may be had by everybody has limits.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Permissions of the socket: who may write to it may connect.
+    pub socket_mode: u32,
+    /// How each domain's engine is to be.
+    pub engine: EngineOptions,
+    /// What clients may have.
+    pub quotas: Quotas,
+    /// Who may be in which security domain.
+    pub domains: Domains,
+}
+
+impl Default for Options {
+    /// For all users of the host, each in a domain of its own.
+    fn default() -> Self {
+        Self {
+            socket_mode: 0o666,
+            engine: EngineOptions::default(),
+            quotas: Quotas::default(),
+            domains: Domains::default(),
+        }
+    }
+}
+
+/// The most that clients may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quotas {
+    /// Clients at one time.
+    pub clients: usize,
+    /// Security domains at one time. One without clients makes room for another.
+    pub domains: usize,
+    /// Regions of a client.
+    pub regions: u32,
+    /// Pages of a client that the engine keeps records of, 8 bytes and more each.
+    pub pages: u64,
+}
+
+impl Default for Quotas {
+    /// 1024 clients in 64 domains, each with 65 536 regions of 1 TiB together.
+    fn default() -> Self {
+        Self { clients: 1024, domains: 64, regions: 1 << 16, pages: 1 << 28 }
+    }
+}
+
+impl Quotas {
+    /// What a client is told.
+    pub(crate) fn limits(&self) -> Limits {
+        let most = u32::try_from(limits::REGIONS).unwrap_or(u32::MAX);
+        let pages = self.pages.clamp(1, limits::ADDRESS_PAGES);
+        Limits {
+            regions: self.regions.clamp(1, most),
+            region_pages: pages,
+            pages,
+            merge_runs: u32::try_from(limits::MERGE_RUNS).unwrap_or(u32::MAX),
+            merge_pages: u32::try_from(crate::memory::QUESTION_PAGES).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Who may be in which security domain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Domains {
+    /// Whether a client that asks for no domain gets one with the other clients of its user and user
+    /// namespace; else it is turned away.
+    pub by_user: bool,
+    /// Domains that clients can ask for by name.
+    pub named: BTreeMap<String, Members>,
+}
+
+impl Default for Domains {
+    fn default() -> Self {
+        Self { by_user: true, named: BTreeMap::new() }
+    }
+}
+
+/// Who may be in a named domain.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Members {
+    /// Users by their numbers.
+    pub users: BTreeSet<u32>,
+}

@@ -1,0 +1,424 @@
+//! The client: as much of an agent as a test needs, told what to do line by line.
+
+use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use numerge_engine::Kpfn;
+use numerge_engine::machine::{Memory, Outcome, PAGE_SIZE, Run, Target, Vpn};
+use numerge_linux::{FrameView, ProcessMemory};
+use numerge_protocol::limits::VERSION;
+use numerge_protocol::{
+    self as protocol, Answer, Buffer, Errno, OutcomeRun, RegionId, Scope, Sequence, Socket, Span,
+    ToClient, ToEngine, Unmerged,
+};
+
+use crate::bed::{CONTROL, page_of};
+
+/// What the agent answers when it is asked to merge.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Honest,
+    /// Carries it out, and says so when told to.
+    Slow,
+    /// Says something about fewer pages.
+    Short,
+    /// Says something about more pages.
+    Long,
+    /// Answers a question that was not asked.
+    Unasked,
+    /// Answers twice.
+    Twice,
+    /// Gives the answer to something else.
+    OtherKind,
+    /// Says that all is merged, and merges nothing.
+    Pretend,
+    /// Says that the question can't be carried out.
+    Refuse,
+}
+
+struct Agent {
+    memory: ProcessMemory,
+    view: Arc<FrameView>,
+    socket: Socket,
+    /// Held while anything is done to memory, and over what is said of it.
+    state: Mutex<State>,
+}
+
+struct State {
+    manner: Manner,
+    /// What has become of the connection.
+    news: String,
+    kept_back: Vec<(Sequence, Vec<OutcomeRun>)>,
+}
+
+fn range(span: Span) -> Range<Vpn> {
+    Vpn(span.start.0)..Vpn(span.start.0 + span.pages)
+}
+
+fn to_protocol(outcome: Outcome) -> protocol::Outcome {
+    match outcome {
+        Outcome::Merged => protocol::Outcome::Merged,
+        Outcome::Differs => protocol::Outcome::Differs,
+        Outcome::Pinned | Outcome::Late => protocol::Outcome::Pinned,
+        Outcome::Refused => protocol::Outcome::Refused,
+        Outcome::Gone => protocol::Outcome::Gone,
+        Outcome::Exhausted => protocol::Outcome::Exhausted,
+    }
+}
+
+impl Agent {
+    fn say(&self, message: &ToEngine<'_>) {
+        // The engine may have hung up: that is in the news.
+        let _ = self.socket.send(message, &[]);
+    }
+
+    fn done(&self, sequence: Sequence, answer: Answer<'_>) {
+        self.say(&ToEngine::Done { sequence, answer });
+    }
+
+    /// Does as it is asked until the connection ends.
+    fn serve(&self) {
+        let mut buffer = Buffer::new();
+        let mut ended = "closed".to_owned();
+        while let Ok(Some((message, fds))) = self.socket.receive::<ToClient<'_>>(&mut buffer) {
+            match message {
+                ToClient::Rejected { reason, .. } => ended = format!("rejected {reason:?}"),
+                ToClient::Leave { keep } => {
+                    ended = format!("left {keep}");
+                    if !keep {
+                        self.leave();
+                    }
+                    self.say(&ToEngine::Bye);
+                    break;
+                }
+                other => self.carry_out(&other, fds),
+            }
+        }
+        self.state.lock().unwrap().news = ended;
+    }
+
+    /// Gives all memory back.
+    fn leave(&self) {
+        let regions = REGIONS.lock().unwrap().clone();
+        let _state = self.state.lock().unwrap();
+        for (start, pages) in regions {
+            self.memory.unregister(vpns(start, 0..pages)).unwrap();
+        }
+    }
+
+    fn carry_out(&self, message: &ToClient<'_>, fds: Vec<OwnedFd>) {
+        let mut state = self.state.lock().unwrap();
+        match message {
+            ToClient::Frames { file, .. } => {
+                let fd = fds.into_iter().next().unwrap();
+                self.view.add(u64::from(*file), fd).unwrap();
+            }
+            ToClient::Merge { sequence, runs } => self.merge(&mut state, *sequence, runs),
+            ToClient::Unmerge { sequence, ranges } => {
+                let ranges: Vec<_> = ranges.iter().map(|span| range(*span)).collect();
+                let result = match self.memory.unmerge(&ranges) {
+                    Ok(()) => Unmerged::Done,
+                    Err(_) => Unmerged::OutOfMemory,
+                };
+                self.done(*sequence, Answer::Unmerged(result));
+            }
+            ToClient::Mappings { sequence } => {
+                self.done(*sequence, Answer::Mappings { used: 100, limit: 65530 });
+            }
+            ToClient::Unregistered { region, error } => {
+                state.news = format!("unregistered {} {error:?}", region.0);
+            }
+            other => state.news = format!("unexpected {other:?}"),
+        }
+    }
+
+    fn merge(&self, state: &mut State, sequence: Sequence, runs: &[protocol::Run]) {
+        let pages: u32 = runs.iter().map(|run| u32::try_from(run.span.pages).unwrap()).sum();
+        let all = |pages| vec![OutcomeRun { outcome: protocol::Outcome::Merged, pages }];
+        match state.manner {
+            Manner::Honest | Manner::Slow => {}
+            Manner::Short => return self.done(sequence, merged(all(pages + 1))),
+            Manner::Long => return self.done(sequence, merged(all((pages - 1).max(1) + 5))),
+            Manner::Unasked => return self.done(Sequence(sequence.0 + 1000), merged(all(pages))),
+            Manner::OtherKind => {
+                return self.done(sequence, Answer::Mappings { used: 1, limit: 1 });
+            }
+            Manner::Pretend => return self.done(sequence, merged(all(pages))),
+            Manner::Refuse => return self.done(sequence, Answer::Refused(Errno(5))),
+            Manner::Twice => self.done(sequence, merged(all(pages))),
+        }
+        let runs: Vec<Run> = runs.iter().map(to_run).collect();
+        let (mut outcomes, mut told) = (Vec::new(), Vec::new());
+        self.memory.merge(&runs, &mut outcomes);
+        outcomes.into_iter().for_each(|outcome| OutcomeRun::push(&mut told, to_protocol(outcome)));
+        if state.manner == Manner::Slow {
+            state.kept_back.push((sequence, told));
+        } else {
+            self.done(sequence, merged(told));
+        }
+    }
+}
+
+fn merged(outcomes: Vec<OutcomeRun>) -> Answer<'static> {
+    Answer::Merged(outcomes.into())
+}
+
+fn to_run(run: &protocol::Run) -> Run {
+    let target = match run.target {
+        protocol::Target::Frames(first) => Target::Frames(Kpfn(first.0)),
+        protocol::Target::Zero => Target::Zero,
+    };
+    Run { pages: range(run.span), target }
+}
+
+/// Regions by their numbers: address and pages.
+static REGIONS: Mutex<Vec<(usize, u64)>> = Mutex::new(Vec::new());
+
+fn region(number: &str) -> (usize, u64) {
+    REGIONS.lock().unwrap()[number.parse::<usize>().unwrap()]
+}
+
+fn vpns(start: usize, pages: Range<u64>) -> Range<Vpn> {
+    let first = Vpn((start / PAGE_SIZE) as u64);
+    first.plus(pages.start)..first.plus(pages.end)
+}
+
+fn span(pages: &Range<Vpn>) -> Span {
+    Span { start: protocol::Vpn(pages.start.0), pages: pages.end.0 - pages.start.0 }
+}
+
+fn map(at: usize, pages: u64) -> usize {
+    let fixed = if at == 0 { 0 } else { libc::MAP_FIXED };
+    let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;
+    // SAFETY: a new mapping, or one over what this process has unmapped or uses no more.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::with_exposed_provenance_mut(at),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED);
+    // SAFETY: advice on the mapping just made.
+    unsafe { libc::madvise(start, bytes, libc::MADV_NOHUGEPAGE) };
+    start.expose_provenance()
+}
+
+fn page_pointer(start: usize, page: u64) -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(start + usize::try_from(page).unwrap() * PAGE_SIZE)
+}
+
+fn write(start: usize, page: u64, content: u64) {
+    let content = page_of(content);
+    // SAFETY: a page of a region of this process, to which no reference exists.
+    unsafe {
+        std::ptr::copy_nonoverlapping(content.as_ptr(), page_pointer(start, page), PAGE_SIZE);
+    }
+}
+
+fn has(start: usize, page: u64, content: u64) -> bool {
+    let mut found = [0; PAGE_SIZE];
+    // SAFETY: as above.
+    unsafe {
+        std::ptr::copy_nonoverlapping(page_pointer(start, page), found.as_mut_ptr(), PAGE_SIZE);
+    }
+    found == page_of(content)
+}
+
+/// Runs `child` in a forked process and gives its number.
+fn fork(child: impl FnOnce()) -> libc::pid_t {
+    // SAFETY: the child touches memory of this thread and the regions, makes system calls, and ends
+    // without running anything of its parent's.
+    match unsafe { libc::fork() } {
+        0 => {
+            child();
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) }
+        }
+        pid => pid,
+    }
+}
+
+/// The client's life. Does nothing unless executed by a test.
+#[test]
+fn client_process() {
+    let Some(control) = std::env::var_os(CONTROL) else { return };
+    let mut control = BufReader::new(UnixStream::connect(PathBuf::from(control)).unwrap());
+    let mut agent: Option<Arc<Agent>> = None;
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if control.read_line(&mut line).unwrap() == 0 {
+            std::process::exit(0);
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = if words[0] == "connect" {
+            match connect(Path::new(words[1]), words.get(2).copied(), words.get(3).copied()) {
+                Ok(connected) => {
+                    agent = Some(connected);
+                    "welcome".into()
+                }
+                Err(why) => why,
+            }
+        } else {
+            agent.as_ref().unwrap().obey(&words)
+        };
+        writeln!(control.get_mut(), "{answer}").unwrap();
+    }
+}
+
+fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<Arc<Agent>, String> {
+    let socket = Socket::connect(path).unwrap();
+    let hello = ToEngine::Hello {
+        version: VERSION,
+        page_size: 4096,
+        scope: Scope::Api,
+        domain: domain.filter(|domain| *domain != "-").map(Into::into),
+    };
+    let pagemap = std::fs::File::open(pagemap.unwrap_or("/proc/self/pagemap")).unwrap();
+    // Whoever has too many clients says so at once, and hangs up.
+    let _ = socket.send(&hello, &[pagemap.as_fd()]);
+    match socket.receive::<ToClient<'_>>(&mut Buffer::new()) {
+        Ok(Some((ToClient::Welcome { .. }, _))) => {}
+        Ok(Some((ToClient::Rejected { reason, .. }, _))) => return Err(format!("{reason:?}")),
+        other => return Err(format!("{other:?}")),
+    }
+    let view = Arc::new(FrameView::default());
+    let memory = ProcessMemory::new(view.clone()).unwrap();
+    let state = State { manner: Manner::Honest, news: "connected".into(), kept_back: Vec::new() };
+    let agent = Arc::new(Agent { memory, view, socket, state: Mutex::new(state) });
+    let serving = Arc::clone(&agent);
+    std::thread::spawn(move || serving.serve());
+    Ok(agent)
+}
+
+impl Agent {
+    fn obey(&self, words: &[&str]) -> String {
+        let number = |at: usize| words[at].parse::<u64>().unwrap();
+        match words[0] {
+            // map PAGES FIRST STEP: page n has the content FIRST + n * STEP.
+            "map" => {
+                let start = map(0, number(1));
+                (0..number(1)).for_each(|page| write(start, page, number(2) + page * number(3)));
+                let mut regions = REGIONS.lock().unwrap();
+                regions.push((start, number(1)));
+                (regions.len() - 1).to_string()
+            }
+            "register" => {
+                let (start, pages) = region(words[1]);
+                let _state = self.state.lock().unwrap();
+                let pages = vpns(start, 0..pages);
+                self.memory.register(pages.clone()).unwrap();
+                let region = RegionId(number(1));
+                self.say(&ToEngine::Register { region, span: span(&pages) });
+                "ok".into()
+            }
+            // replace REGION FROM TO CONTENT NUMBER: unmaps pages, maps others there, registers them.
+            "replace" => {
+                let (start, _) = region(words[1]);
+                let pages = vpns(start, number(2)..number(3));
+                let _state = self.state.lock().unwrap();
+                self.memory.unregister(pages.clone()).unwrap();
+                let at = start + usize::try_from(number(2)).unwrap() * PAGE_SIZE;
+                map(at, number(3) - number(2));
+                self.say(&ToEngine::Gone { span: span(&pages) });
+                (number(2)..number(3)).for_each(|page| write(start, page, number(4)));
+                self.memory.register(pages.clone()).unwrap();
+                let region = RegionId(number(5));
+                self.say(&ToEngine::Register { region, span: span(&pages) });
+                "ok".into()
+            }
+            "unregister" => {
+                self.say(&ToEngine::Unregister { region: RegionId(number(1)) });
+                "ok".into()
+            }
+            "say-register" => {
+                let span = Span { start: protocol::Vpn(number(2)), pages: number(3) };
+                self.say(&ToEngine::Register { region: RegionId(number(1)), span });
+                "ok".into()
+            }
+            "say-gone" => {
+                let span = Span { start: protocol::Vpn(number(1)), pages: number(2) };
+                self.say(&ToEngine::Gone { span });
+                "ok".into()
+            }
+            "write" => {
+                write(region(words[1]).0, number(2), number(3));
+                "ok".into()
+            }
+            // wrong REGION FIRST STEP: how many pages do not have the content they had at first.
+            "wrong" => {
+                let (start, pages) = region(words[1]);
+                let is_wrong = |page: &u64| !has(start, *page, number(2) + page * number(3));
+                (0..pages).filter(is_wrong).count().to_string()
+            }
+            "where" => region(words[1]).0.to_string(),
+            // fork REGION FIRST STEP: a child that looks at its memory again and again until it is
+            // killed, or ends if it changed.
+            "fork" => {
+                let (start, pages) = region(words[1]);
+                let (first, step) = (number(2), number(3));
+                fork(|| while (0..pages).all(|page| has(start, page, first + page * step)) {})
+                    .to_string()
+            }
+            "reap" => {
+                let pid = words[1].parse().unwrap();
+                let mut status = 0;
+                // SAFETY: ends and reaps a child of this process.
+                unsafe {
+                    libc::kill(pid, libc::SIGKILL);
+                    libc::waitpid(pid, &raw mut status, 0);
+                }
+                (libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL).to_string()
+            }
+            "manner" => {
+                self.state.lock().unwrap().manner = match words[1] {
+                    "honest" => Manner::Honest,
+                    "slow" => Manner::Slow,
+                    "short" => Manner::Short,
+                    "long" => Manner::Long,
+                    "unasked" => Manner::Unasked,
+                    "twice" => Manner::Twice,
+                    "other-kind" => Manner::OtherKind,
+                    "pretend" => Manner::Pretend,
+                    "refuse" => Manner::Refuse,
+                    other => panic!("{other}"),
+                };
+                "ok".into()
+            }
+            "kept-back" => self.state.lock().unwrap().kept_back.len().to_string(),
+            "answer" => {
+                let mut state = self.state.lock().unwrap();
+                for (sequence, told) in std::mem::take(&mut state.kept_back) {
+                    self.done(sequence, merged(told));
+                }
+                "ok".into()
+            }
+            "news" => self.state.lock().unwrap().news.clone(),
+            "bye" => {
+                self.leave();
+                self.say(&ToEngine::Bye);
+                "ok".into()
+            }
+            "hang-up" => {
+                rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both).unwrap();
+                "ok".into()
+            }
+            "hello" => {
+                let (version, page_size, scope) = (VERSION, 4096, Scope::Api);
+                let hello = ToEngine::Hello { version, page_size, scope, domain: None };
+                let pagemap = std::fs::File::open("/proc/self/pagemap").unwrap();
+                self.socket.send(&hello, &[pagemap.as_fd()]).unwrap();
+                "ok".into()
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
