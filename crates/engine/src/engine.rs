@@ -12,6 +12,7 @@ use crate::counters::{Counters, StageTimes};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::knobs::{Knob, KnobError};
+use crate::late;
 use crate::machine::{Frames, Memory, MemoryError, Nodes, Vpn};
 use crate::nodes::{self, NodeReport, PagesByNode, PoolReport};
 use crate::offline::OfflineError;
@@ -449,8 +450,11 @@ impl Inner {
         if core.knobs.get(knob) == value {
             return Ok(());
         }
+        let reader = core.forest.register();
         let world = core.world_mut();
-        let shared = core.tally.shared.get();
+        late::collect(core, &world, &reader);
+        // A frame that pages may be mapped to at any moment is shared, too.
+        let shared = core.tally.shared.get().max(core.late.frames().len() as u64);
         if shared > 0 {
             return Err(KnobError::Busy { knob, shared });
         }

@@ -1,6 +1,7 @@
 //! Everything at once: several shards' threads, programs that write, discard and pin, an operating
 //! system that moves pages and frames and runs out of things, regions that come and go, knobs that
-//! change. Content must never change, no frame be over the limit, and at rest the figures be right.
+//! change, programs that are stopped and answer late, and that unmap what is registered. Content must
+//! never change, no frame be over the limit, and at rest the figures be right.
 //!
 //! Runs for 10 seconds, or as many as NUMERGE_STRESS_SECONDS says.
 
@@ -9,20 +10,22 @@
 #[path = "rules/bed.rs"]
 #[expect(dead_code, reason = "only the nodes are needed here")]
 mod bed;
+#[path = "common/hooked.rs"]
+mod hooked;
 
+use std::io::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::{Content, Machine};
-use numerge_engine::machine::{
-    Frames, Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Target, Vpn, Written,
-};
-use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid};
-use parking_lot::Mutex;
+use numerge_engine::machine::{Frames, Mappings, Memory, MemoryError, Outcome, Vpn};
+use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid, RegionHandle};
+use parking_lot::{Mutex, MutexGuard};
 
 use bed::{NIDS, topology};
+use hooked::{Call, Hooked, Hooks, broken};
 
 const PROGRAMS: u64 = 2;
 const REGIONS: u64 = 6;
@@ -55,17 +58,23 @@ impl Random {
     }
 }
 
-/// One program of the machine, whose calls take time now and then, and fail if `faults` says so.
-struct Program {
-    machine: Arc<Machine>,
+/// What one program does beside what it is asked: its calls take time now and then, and fail if
+/// `faults` says so.
+struct Chance {
     random: Random,
     faults: AtomicBool,
+    /// Some merges are carried out and answered later.
+    late: AtomicBool,
+    /// For a while nothing is carried out.
+    stopped: AtomicBool,
 }
 
-impl Program {
-    fn new(machine: &Arc<Machine>, seed: u64) -> Arc<Self> {
-        let faults = AtomicBool::new(false);
-        Arc::new(Self { machine: Arc::clone(machine), random: Random::new(seed), faults })
+type Program = Hooked<Chance>;
+
+impl Chance {
+    fn new(seed: u64) -> Self {
+        let [faults, late, stopped] = [false; 3].map(AtomicBool::new);
+        Self { random: Random::new(seed), faults, late, stopped }
     }
 
     fn dawdle(&self) {
@@ -77,117 +86,44 @@ impl Program {
         }
     }
 
-    fn fails(&self, call: &str) -> bool {
-        self.dawdle();
+    fn fails(&self, call: Call) -> bool {
         let only = std::env::var("NUMERGE_STRESS_ONLY");
-        let wanted = only.map_or(true, |only| only.split(',').any(|it| it == call));
+        let wanted = only.map_or(true, |only| only.split(',').any(|it| it == format!("{call:?}")));
         self.faults.load(SeqCst) && wanted && self.random.one_in(30)
     }
 }
 
-fn broken(call: &'static str) -> MemoryError {
-    MemoryError::System { call, source: std::io::ErrorKind::Other.into() }
-}
-
-impl Memory for Program {
-    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
-        if self.fails("register") {
-            return Err(broken("register"));
-        }
-        Memory::register(&*self.machine, pages)
-    }
-
-    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
-        if self.fails("unregister") {
-            return Err(broken("unregister"));
-        }
-        self.machine.unregister(pages)
-    }
-
-    fn written(
-        &self,
-        pages: Range<Vpn>,
-        max_pages: u64,
-        out: &mut Vec<Written>,
-    ) -> Result<Vpn, MemoryError> {
-        if self.fails("written") {
-            // Half-way: what was appended counts as reported.
-            let half = Vpn(pages.start.0 + (pages.end.0 - pages.start.0) / 2);
-            self.machine.written(pages.start..half, max_pages, out)?;
-            return Err(broken("written"));
-        }
-        let reached = self.machine.written(pages, max_pages, out);
+impl Hooks for Chance {
+    fn before(&self, call: Call, _: &[Range<u64>]) -> Result<(), MemoryError> {
         self.dawdle();
-        reached
+        match call {
+            Call::Unmerge if self.stopped.load(SeqCst) => Err(MemoryError::NoAnswer),
+            // Half of what is asked is done, and what is left may be later.
+            Call::Unmerge if self.fails(call) => Err(match self.random.below(2) {
+                0 => MemoryError::OutOfMemory,
+                _ => MemoryError::NoAnswer,
+            }),
+            // A page merged late is never left alone, and what the pools do does not fail.
+            Call::Read | Call::Merge | Call::NodeOfFrame | Call::NodesOfFrames => Ok(()),
+            _ if self.fails(call) => Err(broken()),
+            _ => Ok(()),
+        }
     }
 
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
-        if self.fails("kinds") {
-            return Err(broken("kinds"));
-        }
-        let asked = self.machine.kinds(pages, out);
+    fn after(&self, call: Call, _: &[Range<u64>]) -> Result<(), MemoryError> {
         self.dawdle();
-        asked
+        // Of the last page nothing is said.
+        if call == Call::Merge && self.fails(call) { Err(broken()) } else { Ok(()) }
     }
 
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+    fn outcome(&self, _: Vpn) -> Option<Outcome> {
         self.dawdle();
-        Memory::read(&*self.machine, runs, each);
-        self.dawdle();
-    }
-
-    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
-        for run in runs {
-            // Page by page, as a real machine is not one step either.
-            for place in 0..run.pages.end.0 - run.pages.start.0 {
-                if self.fails("merge") {
-                    out.push(match self.random.below(3) {
-                        0 => Outcome::Pinned,
-                        1 => Outcome::Exhausted,
-                        _ => Outcome::Refused,
-                    });
-                    continue;
-                }
-                let page = run.pages.start.plus(place);
-                let target = match run.target {
-                    Target::Frames(first) => Target::Frames(first.plus(place)),
-                    Target::Zero => Target::Zero,
-                };
-                self.machine.merge(&[Run { pages: page..page.plus(1), target }], out);
-            }
+        if self.fails(Call::Merge) {
+            let outcomes = [Outcome::Pinned, Outcome::Exhausted, Outcome::Refused];
+            return Some(outcomes[usize::try_from(self.random.below(3)).unwrap()]);
         }
-        self.dawdle();
-        if self.fails("merge") && out.last().is_some_and(|last| *last != Outcome::Merged) {
-            out.pop();
-        }
-    }
-
-    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
-        if self.fails("unmerge") {
-            self.machine.unmerge(&ranges[..ranges.len() / 2])?;
-            return Err(MemoryError::OutOfMemory);
-        }
-        let done = self.machine.unmerge(ranges);
-        self.dawdle();
-        done
-    }
-
-    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
-        if self.fails("nodes_of") {
-            return Err(broken("nodes_of"));
-        }
-        Memory::nodes_of(&*self.machine, runs, out)
-    }
-
-    fn mappings(&self) -> Result<Mappings, MemoryError> {
-        if self.fails("mappings") {
-            return Err(broken("mappings"));
-        }
-        self.machine.mappings()
-    }
-
-    fn metadata_bytes(&self) -> u64 {
-        0
+        let late = self.late.load(SeqCst);
+        (late && (self.stopped.load(SeqCst) || self.random.one_in(4))).then_some(Outcome::Late)
     }
 }
 
@@ -213,10 +149,20 @@ impl Contents {
         machine.discard(Vpn(page));
         *known = None;
     }
+
+    /// Nobody writes to any of the pages before the engine knows that they are others.
+    fn vanish(&self, program: &Program, pages: &Range<Vpn>, tell: impl FnOnce()) {
+        let all = pages.start.0..pages.end.0;
+        let mut known: Vec<MutexGuard<'_, Option<Content>>> =
+            all.map(|page| self.0[usize::try_from(page).unwrap()].lock()).collect();
+        program.vanish(pages, tell);
+        known.iter_mut().for_each(|known| **known = None);
+    }
 }
 
 /// The programs and the operating system.
-fn disturb(machine: &Machine, contents: &Contents, random: &Random, discards: bool) {
+fn disturb(world: &World, random: &Random, discards: bool) {
+    let World { machine, programs, contents, .. } = world;
     let page = random.below(PAGES);
     let nid = NIDS[usize::try_from(random.below(3)).unwrap()];
     match random.below(100) {
@@ -250,6 +196,17 @@ fn disturb(machine: &Machine, contents: &Contents, random: &Random, discards: bo
         }
         84 => machine.limit(random.below(20), u64::MAX),
         85 => machine.limit(u64::MAX, u64::MAX),
+        86..92 => {
+            let program = &programs[usize::try_from(page % PROGRAMS).unwrap()];
+            if program.hooks.stopped.load(SeqCst) {
+                let goes_on = random.one_in(8);
+                program.hooks.stopped.store(!goes_on, SeqCst);
+            } else {
+                program.answer(|_| random.one_in(2));
+                let stops = program.hooks.late.load(SeqCst) && random.one_in(8);
+                program.hooks.stopped.store(stops, SeqCst);
+            }
+        }
         _ => contents.check(machine, page),
     }
 }
@@ -301,16 +258,58 @@ struct World {
     contents: Contents,
 }
 
+impl World {
+    fn program(&self, region: u64) -> &Arc<Program> {
+        &self.programs[usize::try_from(region % PROGRAMS).unwrap()]
+    }
+
+    /// Unregisters or registers a region, or unmaps some of its pages.
+    fn come_and_go(
+        &self,
+        random: &Random,
+        region: u64,
+        slot: &mut Option<RegionHandle>,
+        register: impl Fn(u64) -> Option<RegionHandle>,
+    ) {
+        match slot {
+            None => *slot = register(region),
+            Some(handle) if random.one_in(2) => {
+                let Range { start, end } = handle.pages();
+                let first = start.plus(random.below(REGION_PAGES));
+                let pages = first..end.min(first.plus(1 + random.below(60)));
+                let tell = || handle.vanished(pages.clone());
+                self.contents.vanish(self.program(region), &pages, tell);
+            }
+            // On failure it is registered still.
+            Some(handle) => {
+                if handle.unregister().is_ok() {
+                    *slot = None;
+                }
+            }
+        }
+    }
+}
+
 fn region_pages(region: u64) -> Range<Vpn> {
     Vpn(region * REGION_PAGES)..Vpn((region + 1) * REGION_PAGES)
 }
 
-fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) {
-    println!("round {seed}: faults {faults}, across {across}, discards {discards}");
+/// What may happen in a round.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    faults: bool,
+    across: bool,
+    discards: bool,
+    late: bool,
+}
+
+fn round(seed: u64, until: Instant, rules: Rules) {
+    println!("round {seed}: {rules:?}");
+    let Rules { faults, across, discards, late } = rules;
     let random = Random::new(seed << 32);
     let machine = Machine::new(topology(3), usize::try_from(PAGES).unwrap());
     let programs: Vec<_> =
-        (0..PROGRAMS).map(|n| Program::new(&machine, seed << 32 | n << 8)).collect();
+        (0..PROGRAMS).map(|n| Program::new(&machine, Chance::new(seed << 32 | n << 8))).collect();
     let contents = Contents((0..PAGES).map(|_| Mutex::new(None)).collect());
     let world = World { machine, programs, contents };
     let World { machine, programs, contents } = &world;
@@ -326,24 +325,26 @@ fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) 
         contents.write(machine, region * REGION_PAGES, 7, nid);
     }
     let register = |region: u64| {
-        let program: Arc<dyn Memory> =
-            programs[usize::try_from(region % PROGRAMS).unwrap()].clone();
+        let program: Arc<dyn Memory> = world.program(region).clone();
         engine.register(&program, region_pages(region))
     };
     let handles: Vec<_> =
         (0..REGIONS).map(|region| Mutex::new(Some(register(region).unwrap()))).collect();
     engine.set(Knob::Run, 1).unwrap();
-    let set_faults = |on| programs.iter().for_each(|program| program.faults.store(on, SeqCst));
-    set_faults(faults);
+    for Chance { faults: fail, late: delay, .. } in programs.iter().map(|program| &program.hooks) {
+        fail.store(faults, SeqCst);
+        delay.store(late, SeqCst);
+    }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
-            let (stop, random) = (&stop, Random::new(seed << 32 | 77 << 16 | writer));
+            let (world, stop) = (&world, &stop);
+            let random = Random::new(seed << 32 | 77 << 16 | writer);
             scope.spawn(move || {
                 let _stop = StopOnPanic(stop);
                 while !stop.load(SeqCst) {
                     for _ in 0..random.below(60) {
-                        disturb(machine, contents, &random, discards);
+                        disturb(world, &random, discards);
                     }
                     std::thread::sleep(Duration::from_micros(random.below(400)));
                 }
@@ -354,20 +355,9 @@ fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) 
             let random = Random::new(seed << 32 | 99 << 16);
             while !stop.load(SeqCst) {
                 std::thread::sleep(Duration::from_micros(random.below(3000)));
-                let mut slot = handles[usize::try_from(random.below(REGIONS)).unwrap()].lock();
-                match &*slot {
-                    // On failure it is registered still.
-                    Some(handle) if handle.unregister().is_ok() => *slot = None,
-                    Some(_) => {}
-                    None => {
-                        drop(slot);
-                        let region = random.below(REGIONS);
-                        let mut slot = handles[usize::try_from(region).unwrap()].lock();
-                        if slot.is_none() {
-                            *slot = register(region).ok();
-                        }
-                    }
-                }
+                let region = random.below(REGIONS);
+                let mut slot = handles[usize::try_from(region).unwrap()].lock();
+                world.come_and_go(&random, region, &mut slot, |region| register(region).ok());
             }
         });
         let plugger = scope.spawn(|| {
@@ -418,7 +408,10 @@ fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) 
         machine.give_node(nid);
         engine.online_node(nid).unwrap();
     }
-    set_faults(false);
+    for program in programs {
+        let Chance { faults, late, stopped, .. } = &program.hooks;
+        [faults, late, stopped].into_iter().for_each(|flag| flag.store(false, SeqCst));
+    }
     machine.limit(u64::MAX, u64::MAX);
     machine.set_mappings(Mappings { used: 0, limit: u64::MAX });
     engine.set(Knob::Run, 0).unwrap();
@@ -437,7 +430,10 @@ fn round(seed: u64, until: Instant, faults: bool, across: bool, discards: bool) 
             *slot = Some(register(region).unwrap());
         }
     }
-    (0..40).for_each(|_| engine.full_scan());
+    for _ in 0..40 {
+        programs.iter().for_each(|program| program.answer(|_| true));
+        engine.full_scan();
+    }
     (0..PAGES).for_each(|page| contents.check(machine, page));
     check_at_rest(&engine, machine, across);
     if seed.is_multiple_of(2) {
@@ -499,9 +495,10 @@ impl Drop for StopOnPanic<'_> {
 
 fn rounds(each: fn(u64, Instant)) {
     // A scanner's panic must end the test, not only its thread.
-    let default = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        default(info);
+    std::panic::set_hook(Box::new(|info| {
+        // Not by a macro, whose output is kept until the test ends.
+        let trace = std::backtrace::Backtrace::capture();
+        let _ = writeln!(std::io::stderr(), "{info}\n{trace}");
         std::process::abort();
     }));
     let rounds = 4;
@@ -517,9 +514,12 @@ fn rounds(each: fn(u64, Instant)) {
 fn s1_1_everything_at_once() {
     rounds(|seed, until| {
         let flag = |name| std::env::var(name).ok().map(|v| v == "1");
-        let faults = flag("NUMERGE_STRESS_FAULTS").unwrap_or(seed % 4 >= 2);
-        let across = flag("NUMERGE_STRESS_ACROSS").unwrap_or(seed % 2 == 1);
-        let discards = flag("NUMERGE_STRESS_DISCARDS").unwrap_or(true);
-        round(seed, until, faults, across, discards);
+        let rules = Rules {
+            faults: flag("NUMERGE_STRESS_FAULTS").unwrap_or(seed % 4 >= 2),
+            across: flag("NUMERGE_STRESS_ACROSS").unwrap_or(seed % 2 == 1),
+            discards: flag("NUMERGE_STRESS_DISCARDS").unwrap_or(true),
+            late: flag("NUMERGE_STRESS_LATE").unwrap_or(true),
+        };
+        round(seed, until, rules);
     });
 }
