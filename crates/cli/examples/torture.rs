@@ -162,7 +162,8 @@ fn main() -> ExitCode {
         std::thread::sleep(Duration::from_millis(100));
     }
     stop.store(true, SeqCst);
-    let failed = threads.into_iter().map(std::thread::JoinHandle::join).filter(Result::is_err).count();
+    let failed =
+        threads.into_iter().map(std::thread::JoinHandle::join).filter(Result::is_err).count();
     if failed > 0 {
         eprintln!("torture: {failed} threads failed");
         return ExitCode::FAILURE;

@@ -10,12 +10,11 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
-use signal_hook::iterator::exfiltrator::origin::{Cause, Origin};
+use signal_hook::low_level::siginfo::{Cause, Origin};
 
 /// Passed on to the command. The rest does what it always does: what stops a terminal's foreground
 /// stops both.
-const PASSED_ON: [i32; 8] =
-    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
+const PASSED_ON: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
 
 /// What ends as this program is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,4 +147,15 @@ fn is_ignored(signal: i32) -> bool {
         libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
             && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
+}
+
+/// Ends this program by a signal, as the command ended. Returns if the signal does not do that.
+pub(crate) fn end_by(signal: i32) {
+    // The command's core is the one of interest.
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: None },
+    );
+    // Fails for signals whose default is not to end anything, and no command ends by those.
+    let _ = signal_hook::low_level::emulate_default_handler(signal);
 }
