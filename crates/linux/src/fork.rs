@@ -22,14 +22,14 @@ use crate::error::Error;
 static ADDRESS_SPACE: Mutex<()> = Mutex::new(());
 /// The forking thread's guard on its way from one handler to the next.
 static FORKING: Handover = Handover(UnsafeCell::new(None));
-/// Threads that wait to fork.
+/// Threads of the program that wait to fork, or to change mappings themselves.
 static WAITING: AtomicU32 = AtomicU32::new(0);
 /// How many forks lie between the first process and this one.
 static DEPTH: AtomicU64 = AtomicU64::new(0);
 /// What installing the handlers gave: 0, or an error number.
 static INSTALLED: OnceLock<i32> = OnceLock::new();
 
-/// Turns a thread that merges gives to threads that want to fork before it takes the lock again.
+/// Turns a thread that merges gives to threads that wait before it takes the lock again.
 const TURNS: u32 = 10_000;
 
 struct Handover(UnsafeCell<Option<MutexGuard<'static, ()>>>);
@@ -49,7 +49,7 @@ pub(crate) struct Held {
 
 /// Waits for forks and other merges to end, and keeps them off until the result is dropped.
 pub(crate) fn hold() -> Held {
-    // A mutex is not fair: without this, a thread merging run after run could keep a fork out.
+    // A mutex is not fair: without this, a thread merging run after run could keep the program out.
     // Relaxed: a hint only; the lock orders everything else.
     for _ in 0..TURNS {
         if WAITING.load(Ordering::Relaxed) == 0 {
@@ -59,6 +59,26 @@ pub(crate) fn hold() -> Held {
     }
     let signals = block_signals();
     Held { guard: Some(lock()), signals }
+}
+
+/// The right of a thread of the program's to change mappings: nobody merges or forks meanwhile, and
+/// no signal handler runs on this thread. Never held over an access to registered memory whose pages
+/// may be out of view, for they come back only under the same right.
+#[derive(Debug)]
+pub struct AddressSpace {
+    _held: Held,
+}
+
+impl AddressSpace {
+    /// Waits for merges and forks to end, before all threads that merge.
+    #[must_use]
+    pub fn hold() -> Self {
+        let signals = block_signals();
+        WAITING.fetch_add(1, Ordering::Relaxed); // a hint, see hold()
+        let guard = lock();
+        WAITING.fetch_sub(1, Ordering::Relaxed); // a hint, see hold()
+        Self { _held: Held { guard: Some(guard), signals } }
+    }
 }
 
 impl Drop for Held {
@@ -90,7 +110,7 @@ pub(crate) fn block_signals() -> libc::sigset_t {
 ///
 /// # Errors
 /// If the C library has no memory for its handlers.
-pub(crate) fn watch() -> Result<(), Error> {
+pub fn watch() -> Result<(), Error> {
     // SAFETY: the three handlers are functions that live as long as the program (this crate is not
     // unloaded), and do what POSIX allows there: take and give up a lock, count.
     let result = *INSTALLED.get_or_init(|| unsafe {
@@ -108,7 +128,8 @@ pub(crate) fn watch() -> Result<(), Error> {
 
 /// Which process this is, counted in forks from the first: descriptors and mappings made at another
 /// depth belong to an ancestor and must be left alone.
-pub(crate) fn depth() -> u64 {
+#[must_use]
+pub fn depth() -> u64 {
     // Relaxed: changes only in a child that has a single thread, which reads its own write.
     DEPTH.load(Ordering::Relaxed)
 }
