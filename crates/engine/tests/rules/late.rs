@@ -91,6 +91,25 @@ fn s3_6_a_page_written_between_its_late_merge_and_the_record_of_it_is_noticed() 
     two.end();
 }
 
+/// The same where it was not even merged: it is a candidate with what it holds now.
+#[test]
+fn s3_1_a_page_written_before_its_late_merge_was_refused_is_read_again() {
+    let two = two_late();
+    two.machine.pin(Vpn(5), true);
+    [5, 6].iter().for_each(|page| two.write(*page, 46 + page));
+    two.scan(0);
+    answer(&two);
+    (0..2).for_each(|_| two.scan(0));
+    assert_eq!(state(&two), ([0, 0, 3], 0, 0));
+    two.machine.pin(Vpn(5), false);
+    two.memory.be_late([]);
+    two.write(7, 51);
+    (0..3).for_each(|_| two.scan(0));
+    assert_eq!(state(&two), ([1, 1, 2], 0, 1));
+    two.check();
+    two.end();
+}
+
 /// The answer comes, and another shard asks for answers, before the merge is recorded as late.
 #[test]
 fn s3_3_an_answer_that_comes_before_it_is_missed_is_not_lost() {
