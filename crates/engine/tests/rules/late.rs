@@ -240,6 +240,28 @@ fn s2_1_shares_of_pages_whose_outcome_is_late_count_against_the_limit() {
     two.end();
 }
 
+/// The program maps all that it was asked to when it goes on.
+#[test]
+fn s6_runs_whose_outcome_is_late_count_against_the_mappings_that_may_be_used() {
+    let two = Two::new();
+    // Half of them may be used, and each run takes two.
+    two.machine.set_mappings(Mappings { used: 0, limit: 100 });
+    two.memory.be_late(0..100);
+    let write = |pages: std::ops::Range<u64>| {
+        pages.step_by(2).for_each(|page| two.write(page, 1 + page / 4));
+        (0..3).for_each(|_| two.scan(0));
+    };
+    write(12..52);
+    assert_eq!(two.engine.counters().pages_over_budget, 0);
+    write(52..92);
+    assert_eq!(two.engine.counters().pages_over_budget, 15);
+    two.memory.answer(|_| true);
+    two.scan(0);
+    assert_eq!(two.engine.counters().pages_shared + two.engine.counters().pages_sharing, 25);
+    two.check();
+    two.end();
+}
+
 /// The frame would be merged with after it was said that its memory is free.
 #[test]
 fn s4_5_memory_that_a_late_outcome_may_use_does_not_go_offline() {
