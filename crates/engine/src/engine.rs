@@ -326,8 +326,8 @@ impl Engine {
     /// Stops scanning, unmerges everything and lets go of all regions.
     ///
     /// # Errors
-    /// If memory for private copies runs out. What is merged then stays merged and valid until the
-    /// process ends.
+    /// If memory for private copies runs out, or a program does not answer. What is merged then stays
+    /// merged and valid until the process ends.
     pub fn shut_down(self) -> Result<(), MemoryError> {
         self.inner.stop_threads();
         self.inner.unregister_all()
@@ -379,7 +379,8 @@ impl RegionHandle {
     /// Unmerges the region's pages and forgets it, as dropping does.
     ///
     /// # Errors
-    /// If memory for private copies runs out; the region is registered still.
+    /// If memory for private copies runs out, or the program does not answer; the region is registered
+    /// still.
     pub fn unregister(&self) -> Result<(), MemoryError> {
         let reader = self.inner.core.forest.register();
         let done = unregister(&self.inner.core, &reader, &self.region);

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use crate::core::Core;
 use crate::find::Merge;
 use crate::machine::{Outcome, Vpn};
+use crate::plan::follows;
+use crate::program::Program;
 use crate::record::{give_back, record};
 use crate::region::Region;
 use crate::world::World;
@@ -35,6 +37,17 @@ impl Late {
     /// Frames that pages are to be mapped to.
     pub(crate) fn frames(&self) -> BTreeSet<Kpfn> {
         self.0.lock().values().filter_map(|merge| merge.kpfn).collect()
+    }
+
+    /// Runs that a program may map to frames.
+    pub(crate) fn runs_of(&self, world: &World, program: &Arc<Program>) -> u64 {
+        let late = self.0.lock();
+        let merges: Vec<Merge> = late.values().copied().collect();
+        let runs = merges.chunk_by(|a, b| follows(world, a, b));
+        let is_its = |run: &&[Merge]| {
+            run[0].kpfn.is_some() && Arc::ptr_eq(&world.locate(run[0].page).0.program, program)
+        };
+        runs.filter(is_its).count() as u64
     }
 
     /// Takes out those that are answered.

@@ -91,6 +91,25 @@ fn s3_6_a_page_written_between_its_late_merge_and_the_record_of_it_is_noticed() 
     two.end();
 }
 
+/// The same where it was not even merged: it is a candidate with what it holds now.
+#[test]
+fn s3_1_a_page_written_before_its_late_merge_was_refused_is_read_again() {
+    let two = two_late();
+    two.machine.pin(Vpn(5), true);
+    [5, 6].iter().for_each(|page| two.write(*page, 46 + page));
+    two.scan(0);
+    answer(&two);
+    (0..2).for_each(|_| two.scan(0));
+    assert_eq!(state(&two), ([0, 0, 3], 0, 0));
+    two.machine.pin(Vpn(5), false);
+    two.memory.be_late([]);
+    two.write(7, 51);
+    (0..3).for_each(|_| two.scan(0));
+    assert_eq!(state(&two), ([1, 1, 2], 0, 1));
+    two.check();
+    two.end();
+}
+
 /// The answer comes, and another shard asks for answers, before the merge is recorded as late.
 #[test]
 fn s3_3_an_answer_that_comes_before_it_is_missed_is_not_lost() {
@@ -217,6 +236,28 @@ fn s2_1_shares_of_pages_whose_outcome_is_late_count_against_the_limit() {
     let mut maps: Vec<u64> = two.machine.frames().iter().map(|frame| frame.2).collect();
     maps.sort_unstable();
     assert_eq!(maps, [2, 3]);
+    two.check();
+    two.end();
+}
+
+/// The program maps all that it was asked to when it goes on.
+#[test]
+fn s6_runs_whose_outcome_is_late_count_against_the_mappings_that_may_be_used() {
+    let two = Two::new();
+    // Half of them may be used, and each run takes two.
+    two.machine.set_mappings(Mappings { used: 0, limit: 100 });
+    two.memory.be_late(0..100);
+    let write = |pages: std::ops::Range<u64>| {
+        pages.step_by(2).for_each(|page| two.write(page, 1 + page / 4));
+        (0..3).for_each(|_| two.scan(0));
+    };
+    write(12..52);
+    assert_eq!(two.engine.counters().pages_over_budget, 0);
+    write(52..92);
+    assert_eq!(two.engine.counters().pages_over_budget, 15);
+    two.memory.answer(|_| true);
+    two.scan(0);
+    assert_eq!(two.engine.counters().pages_shared + two.engine.counters().pages_sharing, 25);
     two.check();
     two.end();
 }

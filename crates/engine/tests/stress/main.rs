@@ -7,291 +7,33 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "rules/bed.rs"]
+#[path = "../rules/bed.rs"]
 #[expect(dead_code, reason = "only the nodes are needed here")]
 mod bed;
-#[path = "common/hooked.rs"]
+#[path = "../common/hooked.rs"]
 mod hooked;
+mod programs;
+mod world;
 
 use std::io::Write as _;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::{Content, Machine};
-use numerge_engine::machine::{Frames, Mappings, Memory, MemoryError, Outcome, Vpn};
-use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid, RegionHandle};
-use parking_lot::{Mutex, MutexGuard};
+use numerge_engine::machine::{Mappings, Memory, Vpn};
+use numerge_engine::{Engine, EngineOptions, Knob, Nid};
+use parking_lot::Mutex;
 
 use bed::{NIDS, topology};
-use hooked::{Call, Hooked, Hooks, broken};
+use programs::{Chance, Contents, Program, Random};
+use world::{PAGES, PROGRAMS, REGION_PAGES, REGIONS, World, disturb, plug, region_pages};
 
-const PROGRAMS: u64 = 2;
-const REGIONS: u64 = 6;
-const REGION_PAGES: u64 = 300;
-const PAGES: u64 = REGIONS * REGION_PAGES;
+/// Threads that write.
 const WRITERS: u64 = 3;
 
 fn seconds() -> u64 {
     std::env::var("NUMERGE_STRESS_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10)
-}
-
-/// SplitMix64.
-#[derive(Debug)]
-struct Random(AtomicU64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(AtomicU64::new(seed))
-    }
-
-    fn below(&self, n: u64) -> u64 {
-        let mut z = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % n
-    }
-
-    fn one_in(&self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
-
-/// What one program does beside what it is asked: its calls take time now and then, and fail if
-/// `faults` says so.
-struct Chance {
-    random: Random,
-    faults: AtomicBool,
-    /// Some merges are carried out and answered later.
-    late: AtomicBool,
-    /// For a while nothing is carried out.
-    stopped: AtomicBool,
-}
-
-type Program = Hooked<Chance>;
-
-impl Chance {
-    fn new(seed: u64) -> Self {
-        let [faults, late, stopped] = [false; 3].map(AtomicBool::new);
-        Self { random: Random::new(seed), faults, late, stopped }
-    }
-
-    fn dawdle(&self) {
-        if self.random.one_in(4) {
-            std::thread::yield_now();
-        }
-        if self.random.one_in(200) {
-            std::thread::sleep(Duration::from_micros(self.random.below(300)));
-        }
-    }
-
-    fn fails(&self, call: Call) -> bool {
-        let only = std::env::var("NUMERGE_STRESS_ONLY");
-        let wanted = only.map_or(true, |only| only.split(',').any(|it| it == format!("{call:?}")));
-        self.faults.load(SeqCst) && wanted && self.random.one_in(30)
-    }
-}
-
-impl Hooks for Chance {
-    fn before(&self, call: Call, _: &[Range<u64>]) -> Result<(), MemoryError> {
-        self.dawdle();
-        match call {
-            Call::Unmerge if self.stopped.load(SeqCst) => Err(MemoryError::NoAnswer),
-            // Half of what is asked is done, and what is left may be later.
-            Call::Unmerge if self.fails(call) => Err(match self.random.below(2) {
-                0 => MemoryError::OutOfMemory,
-                _ => MemoryError::NoAnswer,
-            }),
-            // A page merged late is never left alone, and what the pools do does not fail.
-            Call::Read | Call::Merge | Call::NodeOfFrame | Call::NodesOfFrames => Ok(()),
-            _ if self.fails(call) => Err(broken()),
-            _ => Ok(()),
-        }
-    }
-
-    fn after(&self, call: Call, _: &[Range<u64>]) -> Result<(), MemoryError> {
-        self.dawdle();
-        // Of the last page nothing is said.
-        if call == Call::Merge && self.fails(call) { Err(broken()) } else { Ok(()) }
-    }
-
-    fn outcome(&self, _: Vpn) -> Option<Outcome> {
-        self.dawdle();
-        if self.fails(Call::Merge) {
-            let outcomes = [Outcome::Pinned, Outcome::Exhausted, Outcome::Refused];
-            return Some(outcomes[usize::try_from(self.random.below(3)).unwrap()]);
-        }
-        let late = self.late.load(SeqCst);
-        (late && (self.stopped.load(SeqCst) || self.random.one_in(4))).then_some(Outcome::Late)
-    }
-}
-
-/// What the programs wrote, page by page. A writer holds a page's lock while it writes to it.
-struct Contents(Vec<Mutex<Option<Content>>>);
-
-impl Contents {
-    fn check(&self, machine: &Machine, page: u64) {
-        let content = self.0[usize::try_from(page).unwrap()].lock();
-        assert_eq!(machine.read(Vpn(page)), content.unwrap_or(0), "page {page} changed");
-    }
-
-    fn write(&self, machine: &Machine, page: u64, content: Content, nid: Nid) {
-        let mut known = self.0[usize::try_from(page).unwrap()].lock();
-        assert_eq!(machine.read(Vpn(page)), known.unwrap_or(0), "page {page} changed");
-        machine.write(Vpn(page), content, nid);
-        *known = Some(content);
-    }
-
-    fn discard(&self, machine: &Machine, page: u64) {
-        let mut known = self.0[usize::try_from(page).unwrap()].lock();
-        assert_eq!(machine.read(Vpn(page)), known.unwrap_or(0), "page {page} changed");
-        machine.discard(Vpn(page));
-        *known = None;
-    }
-
-    /// Nobody writes to any of the pages before the engine knows that they are others.
-    fn vanish(&self, program: &Program, pages: &Range<Vpn>, tell: impl FnOnce()) {
-        let all = pages.start.0..pages.end.0;
-        let mut known: Vec<MutexGuard<'_, Option<Content>>> =
-            all.map(|page| self.0[usize::try_from(page).unwrap()].lock()).collect();
-        program.vanish(pages, tell);
-        known.iter_mut().for_each(|known| **known = None);
-    }
-}
-
-/// The programs and the operating system.
-fn disturb(world: &World, random: &Random, discards: bool) {
-    let World { machine, programs, contents, .. } = world;
-    let page = random.below(PAGES);
-    let nid = NIDS[usize::try_from(random.below(3)).unwrap()];
-    match random.below(100) {
-        0..35 => contents.write(machine, page, random.below(12), nid),
-        // Equal runs.
-        35..45 => {
-            let count = random.below(20);
-            let first = random.below(4) * 10;
-            for at in 0..count.min(PAGES - page) {
-                contents.write(machine, page + at, 100 + first + at, nid);
-            }
-        }
-        // The same again.
-        45..60 => {
-            let mut known = contents.0[usize::try_from(page).unwrap()].lock();
-            if let Some(content) = *known {
-                machine.write(Vpn(page), content, nid);
-                *known = Some(content);
-            }
-        }
-        60..63 if discards => contents.discard(machine, page),
-        63..68 => machine.pin(Vpn(page), random.one_in(2)),
-        68..76 => machine.move_page(Vpn(page), nid),
-        76..84 => {
-            let frames = machine.frames();
-            if let Some((kpfn, ..)) =
-                frames.get(usize::try_from(page).unwrap() % frames.len().max(1))
-            {
-                machine.try_move_frame(*kpfn, nid);
-            }
-        }
-        84 => machine.limit(random.below(20), u64::MAX),
-        85 => machine.limit(u64::MAX, u64::MAX),
-        86..92 => {
-            let program = &programs[usize::try_from(page % PROGRAMS).unwrap()];
-            if program.hooks.stopped.load(SeqCst) {
-                let goes_on = random.one_in(8);
-                program.hooks.stopped.store(!goes_on, SeqCst);
-            } else {
-                program.answer(|_| random.one_in(2));
-                let stops = program.hooks.late.load(SeqCst) && random.one_in(8);
-                program.hooks.stopped.store(stops, SeqCst);
-            }
-        }
-        _ => contents.check(machine, page),
-    }
-}
-
-/// Nodes and frames that come and go, by command and because the machine does it. Gives the frames
-/// that are offline in the end.
-fn plug(
-    engine: &Engine,
-    machine: &Machine,
-    random: &Random,
-    stop: &AtomicBool,
-) -> Vec<Range<Kpfn>> {
-    let mut closed: Vec<Range<Kpfn>> = Vec::new();
-    while !stop.load(SeqCst) {
-        std::thread::sleep(Duration::from_micros(random.below(4000)));
-        let nid = NIDS[usize::try_from(random.below(3)).unwrap()];
-        match random.below(12) {
-            // It may be the last, or there may be no memory for the pages that are to be unmerged.
-            0 => drop(engine.offline_node(nid)),
-            1..4 => engine.online_node(nid).unwrap(),
-            // One stays, as the machine would have it.
-            4 if nid != NIDS[0] => machine.take_node(nid, NIDS[0]),
-            5..8 => machine.give_node(nid),
-            8 => {
-                let pool = Frames::pool(machine, nid)[0].start.0;
-                let first = pool + random.below(200);
-                let frames = Kpfn(first)..Kpfn(first + 1 + random.below(100));
-                if engine.offline_frames(frames.clone()).is_ok() {
-                    closed.push(frames);
-                }
-            }
-            9 | 10 => {
-                if let Some(frames) = closed.pop() {
-                    engine.online_frames(frames).unwrap();
-                }
-            }
-            _ => {
-                let shared: u64 = engine.nodes().iter().map(|node| node.pages_shared).sum();
-                assert!(shared < PAGES);
-            }
-        }
-    }
-    closed
-}
-
-struct World {
-    machine: Arc<Machine>,
-    programs: Vec<Arc<Program>>,
-    contents: Contents,
-}
-
-impl World {
-    fn program(&self, region: u64) -> &Arc<Program> {
-        &self.programs[usize::try_from(region % PROGRAMS).unwrap()]
-    }
-
-    /// Unregisters or registers a region, or unmaps some of its pages.
-    fn come_and_go(
-        &self,
-        random: &Random,
-        region: u64,
-        slot: &mut Option<RegionHandle>,
-        register: impl Fn(u64) -> Option<RegionHandle>,
-    ) {
-        match slot {
-            None => *slot = register(region),
-            Some(handle) if random.one_in(2) => {
-                let Range { start, end } = handle.pages();
-                let first = start.plus(random.below(REGION_PAGES));
-                let pages = first..end.min(first.plus(1 + random.below(60)));
-                let tell = || handle.vanished(pages.clone());
-                self.contents.vanish(self.program(region), &pages, tell);
-            }
-            // On failure it is registered still.
-            Some(handle) => {
-                if handle.unregister().is_ok() {
-                    *slot = None;
-                }
-            }
-        }
-    }
-}
-
-fn region_pages(region: u64) -> Range<Vpn> {
-    Vpn(region * REGION_PAGES)..Vpn((region + 1) * REGION_PAGES)
 }
 
 /// What may happen in a round.
