@@ -27,14 +27,22 @@ pub enum UnmergeError {
     Memory(#[from] MemoryError),
 }
 
-/// Unmerges all pages of all regions while `go_on` says so.
+/// Unmerges all pages of all regions while `go_on` says so. A program that does not answer keeps nobody
+/// else's pages merged.
 pub(crate) fn unmerge_all(
     core: &Core,
     reader: &Handle,
     go_on: impl Fn() -> bool,
 ) -> Result<(), UnmergeError> {
     let regions: Vec<Arc<Region>> = core.world().regions().map(Arc::clone).collect();
-    regions.iter().try_for_each(|region| unmerge_region(core, reader, region, &go_on))
+    let mut done = Ok(());
+    for region in &regions {
+        match unmerge_region(core, reader, region, &go_on) {
+            Err(silent @ UnmergeError::Memory(MemoryError::NoAnswer)) => done = Err(silent),
+            other => other?,
+        }
+    }
+    done
 }
 
 /// Unmerges the pages of one region. A region that was unregistered meanwhile is done already.

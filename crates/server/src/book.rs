@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Outcome, Run, Target, Vpn};
 use numerge_linux::Ranges;
-use numerge_protocol::{Answer, Errno, OutcomeRun, Sequence, Unmerged};
+use numerge_protocol::{Answer, OutcomeRun, Sequence, Unmerged};
 
 use crate::pages::{count, gaps_in, overlap, parts_in};
 
@@ -310,38 +310,46 @@ impl Book {
         self.heard = Instant::now();
     }
 
-    /// Takes in an answer.
+    /// Takes in an answer. The question counts as unanswered still if that is a lie.
     pub(crate) fn answer(&mut self, sequence: Sequence, answer: &Answer<'_>) -> Result<(), Lie> {
         let number = sequence.0;
         let (asked, since) = self.asked.remove(&number).ok_or(Lie::Unasked(number))?;
+        if let Err(lie) = self.take_in(number, &asked, answer) {
+            self.asked.insert(number, (asked, since));
+            return Err(lie);
+        }
         if since.elapsed() < self.patience {
             self.patience = (self.patience * 2).min(PATIENCE);
         }
+        self.check_pieces()
+    }
+
+    fn take_in(&mut self, number: u64, asked: &Asked, answer: &Answer<'_>) -> Result<(), Lie> {
         match (asked, answer) {
             (Asked::Merge(runs), Answer::Merged(outcomes)) => {
-                self.merged(number, &runs, outcomes)?;
+                self.merged(number, runs, outcomes)?
             }
             (Asked::Merge(runs), Answer::Refused(_)) => {
                 let pages = runs.iter().flat_map(|run| run.pages.start.0..run.pages.end.0);
                 self.outcomes.extend(pages.map(|page| (Vpn(page), Outcome::Pinned)));
-                self.drop_outcomes_of_gone(&runs);
+                self.drop_outcomes_of_gone(runs);
             }
-            (Asked::Unmerge(ranges, is_waited_for), Answer::Unmerged(result)) => {
-                if *result == Unmerged::Done {
+            (Asked::Unmerge(ranges, is_waited_for), answer) => {
+                let result = match answer {
+                    Answer::Unmerged(result) => *result,
+                    Answer::Refused(errno) => Unmerged::Failed(*errno),
+                    _ => return Err(Lie::OtherKind(number)),
+                };
+                if result == Unmerged::Done {
                     ranges.iter().for_each(|range| self.in_file.remove(range));
                 }
-                if is_waited_for {
-                    self.unmerged.insert(number, *result);
-                }
-            }
-            (Asked::Unmerge(_, is_waited_for), Answer::Refused(Errno(errno))) => {
-                if is_waited_for {
-                    self.unmerged.insert(number, Unmerged::Failed(Errno(*errno)));
+                if *is_waited_for {
+                    self.unmerged.insert(number, result);
                 }
             }
             _ => return Err(Lie::OtherKind(number)),
         }
-        self.check_pieces()
+        Ok(())
     }
 
     fn merged(&mut self, sequence: u64, runs: &[Run], told: &[OutcomeRun]) -> Result<(), Lie> {

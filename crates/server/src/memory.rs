@@ -76,6 +76,20 @@ impl RemoteMemory {
         !book.is_over()
     }
 
+    /// Waits until the client has answered all that it was asked; false if it is silent.
+    pub(crate) fn wait_for_answers(&self) -> bool {
+        let mut book = self.book();
+        let since = Instant::now();
+        while book.is_asked_anything() && !book.is_over() {
+            let deadline = book.patient_until(since).min(since + UNMERGE_WAIT);
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.heard.wait_until(&mut book, deadline);
+        }
+        true
+    }
+
     /// There is no connection any more: nobody waits for the client.
     pub(crate) fn end(&self) {
         self.book().end();

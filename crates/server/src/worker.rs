@@ -253,7 +253,8 @@ impl<'a> Worker<'a> {
                 Err(MemoryError::NoAnswer) => {}
                 done => return done,
             }
-            if !self.client.memory.wait_until(|book| !book.is_asked_anything()) {
+            let pages = handle.pages();
+            if !self.client.memory.wait_until(|book| !book.is_asked_about(&pages)) {
                 break;
             }
         }
