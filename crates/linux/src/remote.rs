@@ -177,6 +177,26 @@ impl RemoteProcess {
         unless_gone(walked, || pages.end)
     }
 
+    /// Appends all of `pages` that are there as if they had been written, and arms them.
+    ///
+    /// # Errors
+    /// What the system said; nothing is appended then.
+    pub fn first_look(&self, pages: &Range<Vpn>, out: &mut Vec<Written>) -> io::Result<()> {
+        let before = out.len();
+        let bytes = address(pages.start)..address(pages.end);
+        // Armed before: what is written after that is reported next time.
+        let armed = self.pagemap.take_written(bytes.clone(), u64::MAX, &|_| true, &mut |_| {});
+        let found = armed.and_then(|_| {
+            self.pagemap.find(bytes, 0, &mut |region| {
+                out.push(Written { pages: region.pages(), kind: kinds::kind(region.categories) });
+            })
+        });
+        if found.is_err() {
+            out.truncate(before);
+        }
+        unless_gone(found, || ())
+    }
+
     /// Appends what lies at each page; `in_file` are the pages that may be in a file mapping. See
     /// [`numerge_engine::machine::Memory::kinds`]. Nothing once the process has ended.
     ///

@@ -156,3 +156,19 @@ fn who_is_asked_nothing_is_not_silent() {
     (0..20).for_each(|_| book.lose_patience());
     assert!(book.patient_until(Instant::now()) < until);
 }
+
+#[test]
+fn new_pages_are_looked_at_once_whatever_was_written() {
+    let mut book = book(0..10);
+    let all = pages(0..20);
+    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..4), true)));
+    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..4), false)));
+    assert_eq!(book.next_to_look_at(&pages(4..20), 100), Some((pages(4..10), true)));
+    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..10), false)));
+    assert_eq!(book.next_to_look_at(&pages(10..20), 4), None);
+    book.bury(pages(3..6)).unwrap();
+    book.forget_buried();
+    book.enliven(&pages(3..5)).unwrap();
+    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..3), false)));
+    assert_eq!(book.next_to_look_at(&pages(3..20), 4), Some((pages(3..5), true)));
+}
