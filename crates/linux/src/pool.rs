@@ -36,7 +36,7 @@ use crate::error::Error;
 use crate::frame_file::{FILE_FRAMES, FILE_SHIFT, FrameRun, FrameSource};
 use crate::num::PAGE_SHIFT;
 use crate::pool_file::PoolFile;
-use crate::quarantine::Quarantine;
+use crate::quarantine::{self, Quarantine};
 use crate::sharers::{self, Exempt, FileId, ProcessId, Shared};
 use crate::{fork, host, nodes};
 
@@ -281,8 +281,9 @@ impl FramePools {
         } else if waiting.look_is_due() {
             let exempt = Exempt { since_ticks: self.made_ticks, ..Exempt::default() };
             if let Some(shared) = sharers::others(&self.file_ids(), &exempt) {
-                let kept = self.punch_unless(waiting.take(), shared);
-                waiting.add(kept);
+                let runs = waiting.take();
+                let taken = quarantine::count(&runs);
+                waiting.put_back(taken, self.punch_unless(runs, shared));
             }
         }
     }
@@ -291,6 +292,7 @@ impl FramePools {
     fn settle_among_all(&self) -> u64 {
         // What comes after the look began may be mapped by who has been looked at.
         let runs = self.waiting().take();
+        let taken = quarantine::count(&runs);
         let kept = if runs.is_empty() {
             runs
         } else {
@@ -307,7 +309,7 @@ impl FramePools {
             }
         };
         let mut waiting = self.waiting();
-        waiting.add(kept);
+        waiting.put_back(taken, kept);
         waiting.frames()
     }
 

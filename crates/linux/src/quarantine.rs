@@ -18,6 +18,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Quarantine {
     runs: Vec<Range<Kpfn>>,
+    /// Frames taken out to look who maps them, which wait all the same.
+    taken: u64,
     /// What a process forked now gets. None only for want of descriptors or mappings.
     current: Option<Witness>,
     /// What processes forked before, and still alive, got.
@@ -32,6 +34,7 @@ impl Quarantine {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             runs: Vec::new(),
+            taken: 0,
             current: Some(Witness::new()?),
             older: Vec::new(),
             unwitnessed: false,
@@ -49,19 +52,26 @@ impl Quarantine {
         self.runs.retain(keep);
     }
 
-    /// Takes out all that waits.
+    /// Takes out all that waits, to look who maps it. It counts as waiting until that is done.
     pub(crate) fn take(&mut self) -> Vec<Range<Kpfn>> {
+        self.taken += count(&self.runs);
         std::mem::take(&mut self.runs)
     }
 
-    /// Whether nothing waits.
+    /// Takes back those that go on waiting, of so many frames taken out.
+    pub(crate) fn put_back(&mut self, taken: u64, runs: Vec<Range<Kpfn>>) {
+        self.taken -= taken;
+        self.add(runs);
+    }
+
+    /// Whether nothing waits to be looked at.
     pub(crate) const fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
     /// How many frames wait.
     pub(crate) fn frames(&self) -> u64 {
-        self.runs.iter().map(|run| run.end.0 - run.start.0).sum()
+        self.taken + count(&self.runs)
     }
 
     /// Bytes of memory it takes.
@@ -103,4 +113,9 @@ impl Quarantine {
     pub(crate) fn leave_witness(&mut self) {
         let _left = ManuallyDrop::new(self.current.take());
     }
+}
+
+/// How many frames there are in runs.
+pub(crate) fn count(runs: &[Range<Kpfn>]) -> u64 {
+    runs.iter().map(|run| run.end.0 - run.start.0).sum()
 }

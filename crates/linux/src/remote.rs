@@ -161,7 +161,8 @@ impl RemoteProcess {
     /// Appends what was written in `pages` since the last call, and arms it again; `in_file` are the
     /// pages that may be in a file mapping. See [`numerge_engine::machine::Memory::written`].
     ///
-    /// What is not registered with a userfaultfd of the process is passed over.
+    /// What is not registered with a userfaultfd of the process is passed over, and so is all once it has
+    /// ended.
     ///
     /// # Errors
     /// What the system said; what was appended before counts as reported.
@@ -172,11 +173,32 @@ impl RemoteProcess {
         in_file: &dyn Fn(&Range<Vpn>) -> bool,
         out: &mut Vec<Written>,
     ) -> io::Result<Vpn> {
-        self.pagemap.append_written(pages, max_pages, in_file, out)
+        let walked = self.pagemap.append_written(pages, max_pages, in_file, out);
+        unless_gone(walked, || pages.end)
+    }
+
+    /// Appends all of `pages` that are there as if they had been written, and arms them.
+    ///
+    /// # Errors
+    /// What the system said; nothing is appended then.
+    pub fn first_look(&self, pages: &Range<Vpn>, out: &mut Vec<Written>) -> io::Result<()> {
+        let before = out.len();
+        let bytes = address(pages.start)..address(pages.end);
+        // Armed before: what is written after that is reported next time.
+        let armed = self.pagemap.take_written(bytes.clone(), u64::MAX, &|_| true, &mut |_| {});
+        let found = armed.and_then(|_| {
+            self.pagemap.find(bytes, 0, &mut |region| {
+                out.push(Written { pages: region.pages(), kind: kinds::kind(region.categories) });
+            })
+        });
+        if found.is_err() {
+            out.truncate(before);
+        }
+        unless_gone(found, || ())
     }
 
     /// Appends what lies at each page; `in_file` are the pages that may be in a file mapping. See
-    /// [`numerge_engine::machine::Memory::kinds`].
+    /// [`numerge_engine::machine::Memory::kinds`]. Nothing once the process has ended.
     ///
     /// # Errors
     /// What the system said; nothing is appended then.
@@ -187,7 +209,10 @@ impl RemoteProcess {
         out: &mut Vec<Option<Kind>>,
     ) -> io::Result<()> {
         let look_at = |page: Vpn| self.read(&[page..page.plus(1)], &mut |_| {});
-        kinds::append(&self.pagemap, in_file, &look_at, pages, out)
+        let before = out.len();
+        unless_gone(kinds::append(&self.pagemap, in_file, &look_at, pages, out), || ())?;
+        out.resize(before + size(count(pages)), None);
+        Ok(())
     }
 
     /// Appends the node of each page; None where there is none, or the process has ended.
@@ -235,11 +260,12 @@ impl RemoteProcess {
     pub fn private_pages(&self, pages: &Range<Vpn>) -> io::Result<u64> {
         let mut private = 0;
         let bytes = address(pages.start)..address(pages.end);
-        self.pagemap.find(bytes, category::PRESENT, &mut |region| {
+        let found = self.pagemap.find(bytes, category::PRESENT, &mut |region| {
             if kinds::kind(region.categories) == Kind::Private {
                 private += count(&region.pages());
             }
-        })?;
+        });
+        unless_gone(found, || ())?;
         Ok(private)
     }
 
@@ -250,6 +276,14 @@ impl RemoteProcess {
     pub fn user_namespace(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statat(&self.directory, "ns/user", rustix::fs::AtFlags::empty())?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+}
+
+/// What was found, or what there is to be found in an address space that is no more.
+fn unless_gone<T>(found: io::Result<T>, nothing: impl FnOnce() -> T) -> io::Result<T> {
+    match found {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(nothing()),
+        other => other,
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Outcome, Run, Target, Vpn};
 use numerge_linux::Ranges;
-use numerge_protocol::{Answer, Errno, OutcomeRun, Sequence, Unmerged};
+use numerge_protocol::{Answer, OutcomeRun, Sequence, Unmerged};
 
 use crate::pages::{count, gaps_in, overlap, parts_in};
 
@@ -57,6 +57,9 @@ impl Asked {
 pub(crate) struct Book {
     /// Pages that are there, as far as it has told.
     live: Ranges<()>,
+    /// Of these, pages that the engine has not looked at. It can't go by what was written: pages that
+    /// came in the place of others may have been armed before their client got round to tell of them.
+    fresh: Ranges<()>,
     /// Pages mapped to frames, or written to since they were. No page is missing here that the engine
     /// takes for merged; there may be others.
     in_file: Ranges<()>,
@@ -84,6 +87,7 @@ impl Book {
     pub(crate) fn new() -> Self {
         Self {
             live: Ranges::new(),
+            fresh: Ranges::new(),
             in_file: Ranges::new(),
             strays: Ranges::new(),
             gone: VecDeque::new(),
@@ -104,10 +108,35 @@ impl Book {
     /// again by now.
     pub(crate) fn enliven(&mut self, pages: &Range<Vpn>) -> Result<(), Lie> {
         self.live.insert(pages.clone(), ());
+        self.fresh.insert(pages.clone(), ());
         for gone in &self.gone {
             self.live.remove(gone);
         }
         self.check_pieces()
+    }
+
+    /// The engine knows nothing of pages any more, but that they are there.
+    pub(crate) fn look_anew(&mut self, pages: Range<Vpn>) {
+        self.fresh.insert(pages, ());
+    }
+
+    /// The first of these pages that are there, as far as they are all fresh or none is, and whether
+    /// they are. Of fresh ones at most `most`, which count as looked at from now on.
+    pub(crate) fn next_to_look_at(
+        &mut self,
+        pages: &Range<Vpn>,
+        most: u64,
+    ) -> Option<(Range<Vpn>, bool)> {
+        let (live, ()) = self.live.next_in(pages)?;
+        match self.fresh.next_in(&live) {
+            Some((fresh, ())) if fresh.start == live.start => {
+                let part = fresh.start..fresh.end.min(fresh.start.plus(most));
+                self.fresh.remove(&part);
+                Some((part, true))
+            }
+            Some((fresh, ())) => Some((live.start..fresh.start, false)),
+            None => Some((live, false)),
+        }
     }
 
     /// The client said that pages are gone, and the engine has not been told yet.
@@ -127,6 +156,7 @@ impl Book {
     /// The engine and the client have nothing to do with pages any more.
     pub(crate) fn forget(&mut self, pages: &Range<Vpn>) {
         self.live.remove(pages);
+        self.fresh.remove(pages);
         self.in_file.remove(pages);
         self.strays.remove(pages);
         let told: Vec<Vpn> = self.outcomes.range(pages.clone()).map(|(page, _)| *page).collect();
@@ -137,11 +167,6 @@ impl Book {
 
     fn check_pieces(&self) -> Result<(), Lie> {
         if self.live.len().max(self.in_file.len()) > RANGES { Err(Lie::Pieces) } else { Ok(()) }
-    }
-
-    /// The first of these pages that are there.
-    pub(crate) fn next_live(&self, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
-        self.live.next_in(pages).map(|(part, ())| part)
     }
 
     /// Of these pages, those that are there.
@@ -172,7 +197,7 @@ impl Book {
 
     pub(crate) fn bytes(&self) -> u64 {
         let outcomes = self.outcomes.len() * size_of::<(Vpn, Outcome)>() * 2;
-        self.live.bytes() + self.in_file.bytes() + outcomes as u64
+        self.live.bytes() + self.fresh.bytes() + self.in_file.bytes() + outcomes as u64
     }
 
     // What it is asked.
@@ -193,6 +218,7 @@ impl Book {
     pub(crate) fn end(&mut self) {
         self.is_over = true;
         self.live = Ranges::new();
+        self.fresh = Ranges::new();
         self.outcomes.clear();
     }
 
@@ -310,38 +336,46 @@ impl Book {
         self.heard = Instant::now();
     }
 
-    /// Takes in an answer.
+    /// Takes in an answer. The question counts as unanswered still if that is a lie.
     pub(crate) fn answer(&mut self, sequence: Sequence, answer: &Answer<'_>) -> Result<(), Lie> {
         let number = sequence.0;
         let (asked, since) = self.asked.remove(&number).ok_or(Lie::Unasked(number))?;
+        if let Err(lie) = self.take_in(number, &asked, answer) {
+            self.asked.insert(number, (asked, since));
+            return Err(lie);
+        }
         if since.elapsed() < self.patience {
             self.patience = (self.patience * 2).min(PATIENCE);
         }
+        self.check_pieces()
+    }
+
+    fn take_in(&mut self, number: u64, asked: &Asked, answer: &Answer<'_>) -> Result<(), Lie> {
         match (asked, answer) {
             (Asked::Merge(runs), Answer::Merged(outcomes)) => {
-                self.merged(number, &runs, outcomes)?;
+                self.merged(number, runs, outcomes)?
             }
             (Asked::Merge(runs), Answer::Refused(_)) => {
                 let pages = runs.iter().flat_map(|run| run.pages.start.0..run.pages.end.0);
                 self.outcomes.extend(pages.map(|page| (Vpn(page), Outcome::Pinned)));
-                self.drop_outcomes_of_gone(&runs);
+                self.drop_outcomes_of_gone(runs);
             }
-            (Asked::Unmerge(ranges, is_waited_for), Answer::Unmerged(result)) => {
-                if *result == Unmerged::Done {
+            (Asked::Unmerge(ranges, is_waited_for), answer) => {
+                let result = match answer {
+                    Answer::Unmerged(result) => *result,
+                    Answer::Refused(errno) => Unmerged::Failed(*errno),
+                    _ => return Err(Lie::OtherKind(number)),
+                };
+                if result == Unmerged::Done {
                     ranges.iter().for_each(|range| self.in_file.remove(range));
                 }
-                if is_waited_for {
-                    self.unmerged.insert(number, *result);
-                }
-            }
-            (Asked::Unmerge(_, is_waited_for), Answer::Refused(Errno(errno))) => {
-                if is_waited_for {
-                    self.unmerged.insert(number, Unmerged::Failed(Errno(*errno)));
+                if *is_waited_for {
+                    self.unmerged.insert(number, result);
                 }
             }
             _ => return Err(Lie::OtherKind(number)),
         }
-        self.check_pieces()
+        Ok(())
     }
 
     fn merged(&mut self, sequence: u64, runs: &[Run], told: &[OutcomeRun]) -> Result<(), Lie> {

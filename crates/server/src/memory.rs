@@ -76,6 +76,20 @@ impl RemoteMemory {
         !book.is_over()
     }
 
+    /// Waits until the client has answered all that it was asked; false if it is silent.
+    pub(crate) fn wait_for_answers(&self) -> bool {
+        let mut book = self.book();
+        let since = Instant::now();
+        while book.is_asked_anything() && !book.is_over() {
+            let deadline = book.patient_until(since).min(since + UNMERGE_WAIT);
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.heard.wait_until(&mut book, deadline);
+        }
+        true
+    }
+
     /// There is no connection any more: nobody waits for the client.
     pub(crate) fn end(&self) {
         self.book().end();
@@ -304,13 +318,18 @@ impl Memory for RemoteMemory {
         let mut left = max_pages.max(1);
         let mut at = pages.start;
         while at < pages.end {
-            let Some(part) = self.book().next_live(&(at..pages.end)) else { break };
+            let next = self.book().next_to_look_at(&(at..pages.end), left);
+            let Some((part, is_fresh)) = next else { break };
             let before = out.len();
-            let in_file = |pages: &Range<Vpn>| self.book().any_in_file(pages);
-            let reached = self
-                .process
-                .written(&part, left, &in_file, out)
-                .map_err(system("PAGEMAP_SCAN of a client"))?;
+            let reached = if is_fresh {
+                self.process.first_look(&part, out).map(|()| part.end).inspect_err(|_| {
+                    self.book().look_anew(part.clone());
+                })
+            } else {
+                let in_file = |pages: &Range<Vpn>| self.book().any_in_file(pages);
+                self.process.written(&part, left, &in_file, out)
+            };
+            let reached = reached.map_err(system("PAGEMAP_SCAN of a client"))?;
             left = left.saturating_sub(out[before..].iter().map(|run| count(&run.pages)).sum());
             if left == 0 {
                 return Ok(reached);

@@ -35,6 +35,8 @@ impl Default for Options {
 pub struct Quotas {
     /// Clients at one time.
     pub clients: usize,
+    /// Clients of one user at one time, so that one can't keep all others out.
+    pub clients_of_user: usize,
     /// Security domains at one time. One without clients makes room for another.
     pub domains: usize,
     /// Regions of a client.
@@ -44,9 +46,9 @@ pub struct Quotas {
 }
 
 impl Default for Quotas {
-    /// 1024 clients in 64 domains, each with 65 536 regions of 1 TiB together.
+    /// 1024 clients, 256 of them of one user, in 64 domains, each with 65 536 regions of 1 TiB together.
     fn default() -> Self {
-        Self { clients: 1024, domains: 64, regions: 1 << 16, pages: 1 << 28 }
+        Self { clients: 1024, clients_of_user: 256, domains: 64, regions: 1 << 16, pages: 1 << 28 }
     }
 }
 

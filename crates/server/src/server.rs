@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use numerge_engine::{Counters, Knob, KnobError};
+use numerge_engine::machine::MemoryError;
+use numerge_engine::{Counters, Knob, KnobError, UnmergeError};
 use numerge_protocol::{Listener, Reason, Socket, SocketError};
 use numerge_topology::{Topology, TopologyError};
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +26,9 @@ use crate::signals;
 /// share of the time that is spent on it.
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 const SETTLE_SHARE: u32 = 20;
+
+/// Times that unmerging all is tried when clients had not answered yet.
+const UNMERGE_TRIES: u32 = 8;
 
 /// How long to wait when resources for another client have run out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -73,14 +77,21 @@ pub(crate) struct Host {
     pub(crate) options: Options,
     topology: Arc<Topology>,
     domains: Mutex<Registry>,
-    /// By number; None until they are welcome.
-    clients: Mutex<BTreeMap<u64, Option<Arc<Client>>>>,
+    /// By number.
+    clients: Mutex<BTreeMap<u64, Connection>>,
     /// A client is no more.
     left: Condvar,
     stopping: Mutex<bool>,
     stopped: Condvar,
     /// Readable once the server stops.
     stop: OwnedFd,
+}
+
+/// Who is connected.
+struct Connection {
+    user: u32,
+    /// None until it is welcome.
+    client: Option<Arc<Client>>,
 }
 
 /// Domains, and what was set for all.
@@ -183,7 +194,7 @@ impl Server {
         let before = before.unwrap_or_else(|| knob.default_value());
         let mut failed = Ok(());
         for domain in &domains {
-            let done = domain.engine().set(knob, value);
+            let done = self.host.set_in(domain, knob, value);
             if done.is_err() && failed.is_ok() {
                 failed = done;
                 // Each domain is unmerged as far as it goes.
@@ -275,7 +286,25 @@ impl Host {
     }
 
     fn all_clients(&self) -> Vec<Arc<Client>> {
-        self.clients.lock().values().flatten().cloned().collect()
+        self.clients.lock().values().filter_map(|connection| connection.client.clone()).collect()
+    }
+
+    /// Sets a knob of one domain. While clients are asked to merge, an engine can't unmerge; those that
+    /// are about to answer are waited for.
+    fn set_in(&self, domain: &Arc<Domain>, knob: Knob, value: u64) -> Result<(), KnobError> {
+        for _ in 0..UNMERGE_TRIES {
+            match domain.engine().set(knob, value) {
+                Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer))) => {}
+                done => return done,
+            }
+            let mut clients = self.all_clients();
+            clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
+            let all_answered = clients.iter().all(|client| client.memory.wait_for_answers());
+            if !all_answered || self.domains.lock().settings.get(&knob) != Some(&value) {
+                break;
+            }
+        }
+        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
     }
 
     /// The domain of that name, made if it is missing.
@@ -309,8 +338,8 @@ impl Host {
         if *self.stopping.lock() {
             return false;
         }
-        clients.insert(number, Some(Arc::clone(client)));
-        true
+        let connection = clients.get_mut(&number);
+        connection.is_some_and(|connection| connection.client.replace(Arc::clone(client)).is_none())
     }
 
     /// Waits a while; true at once when the server stops.
@@ -395,17 +424,20 @@ fn accept_all(host: &Arc<Host>, listener: &Listener) {
 
 /// Starts a client's thread, if there may be another.
 fn admit(host: &Arc<Host>, number: u64, socket: Socket) {
-    {
+    let Ok(peer) = socket.peer() else { return };
+    let is_admitted = {
         let mut clients = host.clients.lock();
-        if clients.len() >= host.options.quotas.clients {
-            drop(clients);
-            turn_away(
-                socket,
-                &Rejection::new(Reason::TooManyClients, "as many clients as allowed"),
-            );
-            return;
+        let quotas = &host.options.quotas;
+        let same = clients.values().filter(|connection| connection.user == peer.uid).count();
+        let is_admitted = clients.len() < quotas.clients && same < quotas.clients_of_user;
+        if is_admitted {
+            clients.insert(number, Connection { user: peer.uid, client: None });
         }
-        clients.insert(number, None);
+        is_admitted
+    };
+    if !is_admitted {
+        turn_away(socket, &Rejection::new(Reason::TooManyClients, "as many clients as allowed"));
+        return;
     }
     let place = Place { host: Arc::clone(host), number };
     let serve = move || client::serve(&place.host, place.number, socket);

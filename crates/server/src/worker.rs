@@ -237,6 +237,7 @@ impl<'a> Worker<'a> {
                 if let Err(failed) = self.tell_engine(&part) {
                     return Err(Rejection::new(Reason::Other, failed.to_string()));
                 }
+                self.client.memory.book().look_anew(part);
             }
         }
         if self.client.memory.book().is_over() {
@@ -253,7 +254,8 @@ impl<'a> Worker<'a> {
                 Err(MemoryError::NoAnswer) => {}
                 done => return done,
             }
-            if !self.client.memory.wait_until(|book| !book.is_asked_anything()) {
+            let pages = handle.pages();
+            if !self.client.memory.wait_until(|book| !book.is_asked_about(&pages)) {
                 break;
             }
         }

@@ -238,6 +238,8 @@ fn fork(child: impl FnOnce()) -> libc::pid_t {
     // without running anything of its parent's.
     match unsafe { libc::fork() } {
         0 => {
+            // SAFETY: asks to be ended when the forking thread is, so that no test leaves it behind.
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             child();
             // SAFETY: ends the child.
             unsafe { libc::_exit(0) }
@@ -359,6 +361,7 @@ impl Agent {
                 let is_wrong = |page: &u64| !has(start, *page, number(2) + page * number(3));
                 (0..pages).filter(is_wrong).count().to_string()
             }
+            "is" => has(region(words[1]).0, number(2), number(3)).to_string(),
             "where" => region(words[1]).0.to_string(),
             // fork REGION FIRST STEP: a child that looks at its memory again and again until it is
             // killed, or ends if it changed.
@@ -367,6 +370,25 @@ impl Agent {
                 let (first, step) = (number(2), number(3));
                 fork(|| while (0..pages).all(|page| has(start, page, first + page * step)) {})
                     .to_string()
+            }
+            // The same, and its memory is what it is now.
+            "fork-as-is" => {
+                let (start, pages) = region(words[1]);
+                let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;
+                let mut before = vec![0_u8; bytes];
+                let from = page_pointer(start, 0);
+                // SAFETY: a region of this process, to which no reference exists.
+                unsafe { std::ptr::copy_nonoverlapping(from, before.as_mut_ptr(), bytes) };
+                fork(|| {
+                    let is_same = || {
+                        // SAFETY: both have as many bytes, and the child has no other thread.
+                        unsafe { libc::memcmp(from.cast(), before.as_ptr().cast(), bytes) == 0 }
+                    };
+                    while is_same() {
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                })
+                .to_string()
             }
             "reap" => {
                 let pid = words[1].parse().unwrap();

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use numerge_engine::Knob;
-use numerge_engine::machine::PAGE_SIZE;
+use numerge_engine::machine::{MemoryError, PAGE_SIZE};
 use numerge_linux::{Error, check_kernel};
 use numerge_server::{Options, Server};
 use tempfile::TempDir;
@@ -45,6 +45,12 @@ impl Bed {
         server.set(Knob::SleepMillisecs, 1).unwrap();
         server.set(Knob::Run, 1).unwrap();
         Some(Self { dir, server })
+    }
+
+    /// Ends the server in some way. The clients go on.
+    pub(crate) fn into_dir(self, end: impl FnOnce(Server)) -> TempDir {
+        end(self.server);
+        self.dir
     }
 
     pub(crate) fn socket(&self) -> String {
@@ -93,9 +99,24 @@ impl Bed {
         );
     }
 
+    /// Waits until everybody was looked at twice more.
+    pub(crate) fn scan_twice(&self) {
+        let before = self.server.counters().full_scans;
+        until(|| self.server.counters().full_scans >= before + 3, || "no full scans".into());
+    }
+
     pub(crate) fn no_errors(&self) {
+        self.no_errors_but(|_| false);
+    }
+
+    pub(crate) fn no_errors_but_silence(&self) {
+        self.no_errors_but(|error| matches!(error, MemoryError::NoAnswer));
+    }
+
+    fn no_errors_but(&self, is_allowed: impl Fn(&MemoryError) -> bool) {
         for domain in self.server.domains() {
-            let errors = domain.engine().take_errors();
+            let mut errors = domain.engine().take_errors();
+            errors.retain(|error| !is_allowed(error));
             assert!(errors.is_empty(), "{errors:?}");
         }
     }
@@ -117,6 +138,12 @@ impl Client {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        // SAFETY: a signal to our own child, which is not reaped yet.
+        let sent = unsafe { libc::kill(self.pid().cast_signed(), signal) };
+        assert_eq!(sent, 0);
     }
 
     pub(crate) fn kill(&mut self) {

@@ -3,4 +3,7 @@
 
 mod agent;
 mod bed;
+mod endings;
 mod merging;
+mod strangers;
+mod torture;
