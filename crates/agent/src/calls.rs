@@ -319,12 +319,14 @@ pub unsafe fn mremap(old: usize, old_len: usize, new_len: usize, flags: i32, new
             Ok(answer)
         });
     };
+    let is_cut = flags & (libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP) == 0
+        && (1..=from.end.0 - from.start.0).contains(&length.end.0);
     let tail = from.start.plus(length.end.0).min(from.end)..from.end;
     relieved(|| {
         let Some(mut here) = enter() else {
             return call();
         };
-        if !is_fixed && tail.start > from.start && from.end.0 - from.start.0 >= length.end.0 {
+        if is_cut {
             // What is cut off is unmapped, the rest stays as it is.
             let answer = call()?;
             here.gone(&tail);

@@ -20,7 +20,7 @@ use crate::error::Error;
 /// Held by who takes memory apart, and by a thread that forks. One a process, since there is one
 /// address space.
 static ADDRESS_SPACE: Mutex<()> = Mutex::new(());
-/// The forking thread's guard on its way from one handler to the next.
+/// The forking thread's right on its way from one handler to the next.
 static FORKING: Handover = Handover(UnsafeCell::new(None));
 /// Threads of the program that wait to fork, or to change mappings themselves.
 static WAITING: AtomicU32 = AtomicU32::new(0);
@@ -32,7 +32,7 @@ static INSTALLED: OnceLock<i32> = OnceLock::new();
 /// Turns a thread that merges gives to threads that wait before it takes the lock again.
 const TURNS: u32 = 10_000;
 
-struct Handover(UnsafeCell<Option<MutexGuard<'static, ()>>>);
+struct Handover(UnsafeCell<Option<Held>>);
 
 // SAFETY: the content is touched only by the thread that holds ADDRESS_SPACE and is forking: put in
 // after the lock is taken, taken out before it is given up, by the same thread or its image in the
@@ -65,9 +65,7 @@ pub(crate) fn hold() -> Held {
 /// no signal handler runs on this thread. Never held over an access to registered memory whose pages
 /// may be out of view, for they come back only under the same right.
 #[derive(Debug)]
-pub struct AddressSpace {
-    _held: Held,
-}
+pub struct AddressSpace(Held);
 
 impl AddressSpace {
     /// Waits for merges and forks to end, before all threads that merge.
@@ -77,7 +75,7 @@ impl AddressSpace {
         WAITING.fetch_add(1, Ordering::Relaxed); // a hint, see hold()
         let guard = lock();
         WAITING.fetch_sub(1, Ordering::Relaxed); // a hint, see hold()
-        Self { _held: Held { guard: Some(guard), signals } }
+        Self(Held { guard: Some(guard), signals })
     }
 }
 
@@ -140,21 +138,23 @@ fn lock() -> MutexGuard<'static, ()> {
 }
 
 extern "C" fn before() {
-    WAITING.fetch_add(1, Ordering::Relaxed); // a hint, see hold()
-    let guard = lock();
-    WAITING.fetch_sub(1, Ordering::Relaxed); // a hint, see hold()
+    // The C library lets signal handlers run between its handlers of forks, and one may map memory.
+    let held = AddressSpace::hold().0;
     // SAFETY: this thread holds ADDRESS_SPACE, so it alone touches the cell.
-    unsafe { *FORKING.0.get() = Some(guard) };
+    unsafe { *FORKING.0.get() = Some(held) };
 }
 
 extern "C" fn after_in_parent() {
-    // SAFETY: this thread took ADDRESS_SPACE in before() and still holds it.
-    drop(unsafe { (*FORKING.0.get()).take() });
+    // SAFETY: this thread took ADDRESS_SPACE in before() and still holds it. Taken out before it is
+    // given up, for others touch the cell then.
+    let held = unsafe { (*FORKING.0.get()).take() };
+    drop(held);
 }
 
 extern "C" fn after_in_child() {
     DEPTH.fetch_add(1, Ordering::Relaxed); // alone in this process
-    WAITING.store(0, Ordering::Relaxed); // other threads that wanted to fork are not here
+    WAITING.store(0, Ordering::Relaxed); // other threads that waited are not here
     // SAFETY: the image of the thread that took ADDRESS_SPACE in before(), alone in this process.
-    drop(unsafe { (*FORKING.0.get()).take() });
+    let held = unsafe { (*FORKING.0.get()).take() };
+    drop(held);
 }
