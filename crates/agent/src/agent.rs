@@ -125,6 +125,19 @@ pub(crate) fn set_connection(connection: Option<BorrowedFd<'_>>) {
     CONNECTION.store(fd, Ordering::Relaxed); // read by the image of this process in a child
 }
 
+/// Makes a process by `make`, which gives 0 in the child, as fork(3) does, for a system call that runs no
+/// handlers.
+pub fn forking(make: impl FnOnce() -> isize) -> isize {
+    if AGENT.get().is_none() || is_foreign() {
+        return make();
+    }
+    let made = numerge_linux::forking(make);
+    if made == 0 {
+        after_in_child();
+    }
+    made
+}
+
 extern "C" fn after_in_child() {
     let fd = CONNECTION.swap(-1, Ordering::Relaxed); // alone in this process
     if fd >= 0 {
@@ -216,6 +229,14 @@ impl Here {
         self.leave_engine(pages);
         self.unwant(pages);
         self.forget_mapping(pages);
+    }
+
+    /// `pages` were moved, and lie `to` now.
+    pub(crate) fn moved(&mut self, pages: &Range<Vpn>, to: Vpn) {
+        let client = self.client();
+        let space = self.space.get_or_insert_default();
+        let memory = client.as_ref().map(|client| &client.memory);
+        space.loose.moved(&self.held, memory, pages, to);
     }
 
     /// The same of what is wanted still.

@@ -334,63 +334,123 @@ pub unsafe fn mremap(old: usize, old_len: usize, new_len: usize, flags: i32, new
         }
         let is_wanted = here.wants_any(&from);
         let mut here = here.let_go(&from)?;
-        let made = if here.next_file(&from).is_none() {
-            call()
-        } else {
-            // SAFETY: the program's own call.
-            unsafe { copy_to_new(&from, length.end.0, flags) }
+        let whole = if here.next_file(&from).is_none() { call() } else { Err(libc::EFAULT) };
+        let made = match whole {
+            // It lies in several mappings, which may be because of us.
+            Err(libc::EFAULT) if flags & libc::MREMAP_DONTUNMAP == 0 => {
+                // SAFETY: the program's own call.
+                unsafe { move_in_pieces(&mut here, &from, &(Vpn(0)..length.end), flags, new) }
+            }
+            Err(libc::EFAULT) if here.next_file(&from).is_some() => Err(libc::ENOMEM),
+            made => made.map(|made| (made, Vec::new())),
         };
-        let Ok(made) = made else {
-            here.note(&from);
-            return made;
+        let (made, moved) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                here.note(&from);
+                return Err(error);
+            }
         };
-        if flags & libc::MREMAP_DONTUNMAP == 0 {
+        let Some(pages) = sys::pages(made, new_len) else { return Ok(made) };
+        if !overlap(&pages, &from) {
+            here.gone(&pages);
+        }
+        for (piece, to) in moved {
+            here.moved(&piece, to);
+        }
+        if flags & libc::MREMAP_DONTUNMAP == 0 && !overlap(&pages, &from) {
             here.gone(&from);
         }
-        if let Some(pages) = sys::pages(made, new_len) {
-            here.gone(&pages);
-            if is_wanted {
-                here.want(&pages);
-            }
+        if is_wanted {
+            here.want(&pages);
         }
         Ok(made)
     })
 }
 
-/// mremap of memory in file mappings that can't be given back: the content goes to new memory.
+/// Pages, and where they are now.
+type Moved = Vec<(Range<Vpn>, Vpn)>;
+
+fn overlap(a: &Range<Vpn>, b: &Range<Vpn>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// mremap of memory that lies in several mappings, as the kernel does it for one: where that is, and what
+/// was moved there, page by page.
 ///
 /// # Safety
 /// As [`mmap`].
-unsafe fn copy_to_new(from: &Range<Vpn>, pages: u64, flags: i32) -> Answer {
-    // A device that writes to the old pages would not write to the new ones.
-    if flags != libc::MREMAP_MAYMOVE || numerge_linux::pins_possible() {
-        return Err(libc::ENOMEM);
-    }
-    let [start, len] = bytes(from);
-    let [_, new_len] = bytes(&(Vpn(0)..Vpn(pages)));
-    let protection = register(libc::PROT_READ | libc::PROT_WRITE);
-    let kind = register(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: asks for new memory.
-    let made =
-        unsafe { sys::call(libc::SYS_mmap, &[0, new_len, protection, kind, usize::MAX, 0])? };
-    let local = libc::iovec {
-        iov_base: std::ptr::with_exposed_provenance_mut(made),
-        iov_len: len.min(new_len),
+unsafe fn move_in_pieces(
+    here: &mut Here,
+    from: &Range<Vpn>,
+    length: &Range<Vpn>,
+    flags: i32,
+    new: usize,
+) -> Result<(usize, Moved), i32> {
+    let ([start, len], [_, new_len]) = (bytes(from), bytes(length));
+    let rest = new_len.saturating_sub(len);
+    let empty = |at: usize, len: usize, protection: i32, flags: i32| {
+        let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let arguments = [at, len, register(protection), register(flags), usize::MAX, 0];
+        // SAFETY: new memory, at an address that is free or the program's to give away.
+        unsafe { sys::call(libc::SYS_mmap, &arguments) }
     };
-    let remote = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(start), ..local };
-    // SAFETY: copies within the two ranges, the second of which nobody knows yet; a part that can't
-    // be read is an error.
-    let copied = unsafe {
-        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
+    let unmap = |at: usize, len: usize| {
+        // SAFETY: what was reserved here, or what the program wants cut off.
+        unsafe { sys::call(libc::SYS_munmap, &[at, len]) }
     };
-    if usize::try_from(copied) != Ok(len.min(new_len)) {
-        // SAFETY: made above, and nobody knows it.
-        unsafe { sys::call(libc::SYS_munmap, &[made, new_len])? };
-        return Err(libc::ENOMEM);
+    let readable_writable = libc::PROT_READ | libc::PROT_WRITE;
+    if flags & libc::MREMAP_MAYMOVE == 0 {
+        // Only what is behind it can be taken.
+        let taken = empty(start + len, rest, readable_writable, libc::MAP_FIXED_NOREPLACE);
+        return taken.map(|_| (start, Vec::new())).map_err(|_| libc::ENOMEM);
     }
-    // SAFETY: the program has asked for the old range to be unmapped.
-    unsafe { sys::call(libc::SYS_munmap, &[start, len])? };
-    Ok(made)
+    let errno = |error: std::io::Error| error.raw_os_error().unwrap_or(libc::ENOMEM);
+    let kept = from.start..from.end.min(from.start.plus(length.end.0));
+    let pieces = numerge_linux::mappings_in(&kept).map_err(errno)?;
+    if pieces.iter().map(|piece| piece.end.0 - piece.start.0).sum::<u64>()
+        != kept.end.0 - kept.start.0
+    {
+        return Err(libc::EFAULT);
+    }
+    let to = if flags & libc::MREMAP_FIXED == 0 {
+        empty(0, new_len, libc::PROT_NONE, libc::MAP_NORESERVE)?
+    } else if overlap(from, &sys::pages(new, new_len).ok_or(libc::EINVAL)?) {
+        return Err(libc::EINVAL);
+    } else {
+        empty(new, new_len, libc::PROT_NONE, libc::MAP_NORESERVE | libc::MAP_FIXED)?
+    };
+    let fixed = register(libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED);
+    let place = |page: Vpn| to + (bytes(&(from.start..page))[1]);
+    let mut moved = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let [at, len] = bytes(&piece);
+        // SAFETY: the program's own call, on a part of its range, to what was reserved.
+        match unsafe { sys::call(libc::SYS_mremap, &[at, len, len, fixed, place(piece.start)]) } {
+            Ok(_) => moved.push(piece),
+            Err(error) => {
+                for piece in moved {
+                    let [at, len] = bytes(&piece);
+                    // SAFETY: back to where it was, which is free.
+                    unsafe {
+                        sys::call(libc::SYS_mremap, &[place(piece.start), len, len, fixed, at])?
+                    };
+                }
+                unmap(to, new_len)?;
+                return Err(error);
+            }
+        }
+    }
+    if rest > 0 {
+        empty(to + len, rest, readable_writable, libc::MAP_FIXED)?;
+    } else if len > new_len {
+        unmap(start + new_len, len - new_len)?;
+    }
+    let page = |piece: &Range<Vpn>| sys::pages(place(piece.start), 0).map(|pages| pages.start);
+    let moved = moved.into_iter().filter_map(|piece| page(&piece).map(|to| (piece, to)));
+    let moved = moved.collect();
+    here.unnote(from);
+    Ok((to, moved))
 }
 
 /// Linux 6.4; not in the libc crate.

@@ -20,8 +20,9 @@
 //! - Without an engine everything goes on: nothing here waits for one but the service thread.
 //!
 //! # Limits of this version
-//! - Memory of processes made by a raw clone(2) without CLONE_VM is right as long as they do not drop
-//!   (MADV_DONTNEED) what was merged before; they are not merged.
+//! - Of processes made without CLONE_VM, those are seen that are made by fork(3) or by `syscall(3)`. Memory
+//!   of others is right as long as they do not drop (MADV_DONTNEED) what was merged before, and were not
+//!   made in the midst of a merge; they are not merged.
 //! - Static programs, and calls made by raw system calls, are not seen. A program that makes *some* of
 //!   its mappings by library calls, and changes *those* by raw system calls, must not be run with scope
 //!   `mapped`.
@@ -29,7 +30,6 @@
 //!   of its own used in the agent's stead.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
 //!   (`mapped`), but its forked children only once they ask for it (`MADV_MERGEABLE`).
-//! - mremap in a fork's child of memory merged before copies the content, if it may move at all.
 
 mod agent;
 pub mod calls;
@@ -41,6 +41,6 @@ mod space;
 mod sys;
 mod threads;
 
-pub use agent::begin;
+pub use agent::{begin, forking};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};

@@ -87,6 +87,24 @@ impl LoosePages {
         }
     }
 
+    /// What is in file mappings in `pages`, of these or of those that `memory` knows, was moved and lies
+    /// `to` now, as the program's own.
+    pub fn moved(
+        &mut self,
+        _space: &AddressSpace,
+        memory: Option<&ProcessMemory>,
+        pages: &Range<Vpn>,
+        to: Vpn,
+    ) {
+        let mut files: Vec<_> = parts(&self.0, pages);
+        files.extend(memory.into_iter().flat_map(|memory| parts(&memory.tables().in_file, pages)));
+        self.0.remove(pages);
+        for (found, attributes) in files {
+            let first = to.plus(found.start.0 - pages.start.0);
+            self.0.insert(first..first.plus(count(&found)), attributes);
+        }
+    }
+
     /// Puts fresh anonymous memory where they are in `pages`.
     ///
     /// # Errors
@@ -223,6 +241,28 @@ impl ProcessMemory {
         found.truncate(most);
         found
     }
+}
+
+/// The mappings in `pages`, in ascending order, each as far as it lies there.
+///
+/// # Errors
+/// If /proc can't be read.
+pub fn mappings_in(pages: &Range<Vpn>) -> io::Result<Vec<Range<Vpn>>> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let clipped = maps.lines().filter_map(Mapping::parse).map(|mapping| {
+        let start = Vpn(mapping.bytes.start >> PAGE_SHIFT).max(pages.start);
+        start..Vpn(mapping.bytes.end >> PAGE_SHIFT).min(pages.end)
+    });
+    Ok(clipped.filter(|part| part.start < part.end).collect())
+}
+
+fn parts(files: &Ranges<Attributes>, pages: &Range<Vpn>) -> Vec<(Range<Vpn>, Attributes)> {
+    let (mut found, mut at) = (Vec::new(), pages.start);
+    while let Some(next) = files.next_in(&(at..pages.end)) {
+        at = next.0.end;
+        found.push(next);
+    }
+    found
 }
 
 /// Puts fresh anonymous memory where `files` are in `pages`, takes those out of `files` and gives them.

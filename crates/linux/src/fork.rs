@@ -7,9 +7,9 @@
 //! A child also maps the frames its parent maps, which the engine does not know: see
 //! [`crate::witness`].
 //!
-//! Limit of this version: a process made by a raw clone(2) or clone3(2) without CLONE_VM runs no
-//! pthread_atfork handlers, so it may begin with a hole where a run was staged, and reads zeros
-//! there. `vfork` and `posix_spawn` share the address space until they exec and need no care.
+//! A process made by a raw clone(2) or clone3(2) without CLONE_VM runs no pthread_atfork handlers, so it
+//! may begin with a hole where a run was staged, and reads zeros there, unless who sees the call makes it
+//! by [`forking`]. `vfork` and `posix_spawn` share the address space until they exec and need no care.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -122,6 +122,19 @@ pub fn watch() -> Result<(), Error> {
             source: std::io::Error::from_raw_os_error(result),
         })
     }
+}
+
+/// Makes a process by `make`, which gives 0 in the child, as fork(3) makes one: for system calls that run
+/// no handlers. Only after [`watch`].
+pub fn forking(make: impl FnOnce() -> isize) -> isize {
+    before();
+    let made = make();
+    if made == 0 {
+        after_in_child();
+    } else {
+        after_in_parent();
+    }
+    made
 }
 
 /// Which process this is, counted in forks from the first: descriptors and mappings made at another

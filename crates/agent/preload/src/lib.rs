@@ -36,10 +36,10 @@ extern "C" fn begin() {
     }
 }
 
-extern "C" fn before_fork() {
+pub(crate) extern "C" fn before_fork() {
     HEAP.begin_fork();
 }
 
-extern "C" fn after_fork() {
+pub(crate) extern "C" fn after_fork() {
     HEAP.end_fork();
 }
