@@ -84,7 +84,7 @@ pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), 
         set_unasked(agent.unasked());
         if agent.config.scope == Scope::Mapped
             && !can_start_anywhere
-            && let Some(mut here) = enter()
+            && let Some(here) = enter()
         {
             here.start(true);
         }
@@ -210,11 +210,17 @@ impl Here {
 
     /// Sees to it that there is somebody to look at what was noted. `safe` if this can't be in the
     /// midst of the program's malloc.
-    pub(crate) fn start(&mut self, safe: bool) {
+    pub(crate) fn start(mut self, safe: bool) {
         if self.started || !(safe || self.agent.can_start_anywhere) {
             return;
         }
-        self.started = threads::start_held("numerge-agent", service::run).is_ok();
+        self.started = true;
+        drop(self);
+        if threads::start("numerge-agent", service::run).is_err()
+            && let Some(mut here) = enter()
+        {
+            here.started = false; // another time
+        }
     }
 
     /// The first pages in `pages` that are in file mappings.

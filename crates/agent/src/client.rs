@@ -8,15 +8,19 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Memory, Vpn};
 use numerge_linux::{AddressSpace, FrameView, ProcessMemory};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::reserve::Reserve;
 use crate::threads;
 
-/// Ranges given back at one time when the program lacks mappings.
-const RELIEF: usize = 2048;
+/// Mappings given back at one time when the program lacks some.
+const RELIEF: usize = 4096;
+/// How long nothing is merged then.
+const RESPITE: Duration = Duration::from_secs(10);
 
 /// The merging half of the agent.
 #[derive(Debug)]
@@ -27,6 +31,8 @@ pub(crate) struct Client {
     pub(crate) wake: OwnedFd,
     jobs: Mutex<VecDeque<Arc<Job>>>,
     more: Condvar,
+    reserve: Mutex<Option<Reserve>>,
+    short_until: Mutex<Option<Instant>>,
 }
 
 /// Something to be given back.
@@ -56,7 +62,9 @@ impl Client {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| format!("eventfd: {error}"))?;
         let (jobs, more) = (Mutex::default(), Condvar::new());
-        let client = Arc::new(Self { memory, frames, wake, jobs, more });
+        let reserve = Mutex::new(Reserve::new().ok());
+        let short_until = Mutex::default();
+        let client = Arc::new(Self { memory, frames, wake, jobs, more, reserve, short_until });
         let hands = Arc::clone(&client);
         threads::start("numerge-hands", move || hands.serve())
             .map_err(|error| format!("start a thread: {error}"))?;
@@ -112,13 +120,18 @@ impl Client {
         if mappings.used + u64::try_from(RELIEF).unwrap_or(0) < mappings.limit {
             return Ok(false);
         }
-        let small = self.memory.smallest_in_files(&AddressSpace::hold(), RELIEF);
-        for pages in &small {
-            // What can't be given back stays.
-            let _ = self.memory.give_back(pages);
-        }
-        let after = self.memory.mappings().map_err(io::Error::other)?;
-        Ok(after.used < mappings.used)
+        // At the limit even giving back is impossible: that takes some itself, for a moment.
+        let reserve = locked(&self.reserve).take();
+        drop(reserve);
+        *locked(&self.short_until) = Some(Instant::now() + RESPITE);
+        let given_back = self.memory.give_back_mappings(RELIEF)?;
+        *locked(&self.reserve) = Reserve::new().ok();
+        Ok(given_back > 0)
+    }
+
+    /// Whether the program lacked mappings a short while ago, so that none must be taken by merging.
+    pub(crate) fn is_short(&self) -> bool {
+        locked(&self.short_until).is_some_and(|until| Instant::now() < until)
     }
 }
 

@@ -12,9 +12,9 @@
 //! | `service`, `session` | the thread that talks to the engine |
 //!
 //! Architecture invariants:
-//! - A thread of the program allocates and frees the agent's memory only while it holds
-//!   `AddressSpace`, which keeps signal handlers away; and calls nothing that calls the program's
-//!   malloc, for it may be that malloc that called.
+//! - A thread of the program allocates and frees the agent's memory only while signal handlers are kept
+//!   away; and calls nothing that calls the program's malloc, for it may be that malloc that called, but
+//!   to start the service thread. Nobody calls that malloc with `AddressSpace` held.
 //! - A thread of the program never freezes pages.
 //! - What the program's call does and what the engine is told of it happen under one lock.
 //! - Without an engine everything goes on: nothing here waits for one but the service thread.
@@ -35,6 +35,7 @@ mod agent;
 pub mod calls;
 mod client;
 pub mod config;
+mod reserve;
 mod service;
 mod session;
 mod space;

@@ -250,7 +250,14 @@ impl<'a> Session<'a> {
             return answer(sequence, Answer::Refused(Errno(errno_of(libc::EBADF))));
         }
         let mut outcomes = Vec::new();
-        self.client.memory.merge(&runs, &mut outcomes);
+        for run in &runs {
+            if self.client.is_short() {
+                let pages = run.pages.start.0..run.pages.end.0;
+                outcomes.extend(pages.map(|_| machine::Outcome::Exhausted));
+            } else {
+                self.client.memory.merge(std::slice::from_ref(run), &mut outcomes);
+            }
+        }
         let Some(mut here) = enter() else {
             return;
         };

@@ -5,20 +5,16 @@
 
 use std::io;
 
-use numerge_linux::AddressSpace;
+use numerge_linux::Quiet;
 
 /// What the deepest path needs, many times over.
 const STACK_BYTES: usize = 256 << 10;
 
-/// Starts a thread that lives as long as the process.
+/// Starts a thread that lives as long as the process. This may call the program's malloc, which may come
+/// back to us: nothing may be held.
 pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    // Signals are held back while this is held, and a thread inherits that from who starts it.
-    let _held = AddressSpace::hold();
-    start_held(name, run)
-}
-
-/// The same for who holds [`AddressSpace`] already.
-pub(crate) fn start_held(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // A thread inherits this from who starts it.
+    let _quiet = Quiet::begin();
     let builder = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES);
     builder.spawn(run).map(|_| ())
 }

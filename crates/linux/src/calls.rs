@@ -14,8 +14,8 @@
 //! one, are private and of the right content. The kernel treats them as it would anonymous memory in
 //! all but a few calls; [`discard`](ProcessMemory::discard) is what MADV_DONTNEED has to be there.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 
 use numerge_engine::machine::{MemoryError, Vpn};
@@ -27,6 +27,9 @@ use crate::memory::{ProcessMemory, Tables, span};
 use crate::num::{PAGE_SHIFT, count, pointer, size};
 use crate::ranges::Ranges;
 use crate::{host, pins, sys};
+
+/// Pages of a mapping that is worth giving back for the mapping's sake.
+const SMALL: u64 = 16;
 
 /// Adjacent pages that were found to be mergeable, and what must be kept of their mapping.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -231,15 +234,40 @@ impl ProcessMemory {
         }
     }
 
-    /// Ranges in file mappings, of as few pages as possible, to be given back when the program needs
-    /// mappings: at most `most`.
-    #[must_use]
-    pub fn smallest_in_files(&self, _space: &AddressSpace, most: usize) -> Vec<Range<Vpn>> {
-        let tables = self.tables();
-        let mut found: Vec<_> = tables.in_file.iter().map(|(pages, _)| pages).collect();
-        found.sort_unstable_by_key(count);
-        found.truncate(most);
-        found
+    /// Gives small mappings of files, side by side if there are such, back to anonymous memory, at
+    /// most `most` of them, and gives how many were tried. Who must not call this: see
+    /// [the module](self).
+    ///
+    /// # Errors
+    /// If /proc/self/maps can't be read.
+    pub fn give_back_mappings(&self, most: usize) -> io::Result<usize> {
+        let mut maps = BufReader::with_capacity(1 << 16, File::open("/proc/self/maps")?);
+        let (mut ranges, mut mappings) = (Vec::<Range<Vpn>>::new(), 0);
+        let mut line = String::new();
+        while mappings < most && maps.read_line(&mut line)? > 0 {
+            let found = Mapping::parse(&line).filter(|mapping| mapping.inode != 0);
+            let pages = found.map(|mapping| {
+                Vpn(mapping.bytes.start >> PAGE_SHIFT)..Vpn(mapping.bytes.end >> PAGE_SHIFT)
+            });
+            line.clear();
+            let Some(pages) = pages.filter(|pages| count(pages) <= SMALL) else { continue };
+            if self.bench().tables.in_file.next_in(&pages).is_none() {
+                continue;
+            }
+            mappings += 1;
+            match ranges.last_mut() {
+                Some(last) if last.end == pages.start => last.end = pages.end,
+                _ => ranges.push(pages),
+            }
+        }
+        let pins_possible = pins::possible();
+        for pages in &ranges {
+            // What can't be given back stays.
+            let _ = self.leave_files(pages, pins_possible);
+        }
+        self.bench().tables.islands = 0;
+        self.join();
+        Ok(mappings)
     }
 }
 

@@ -43,8 +43,30 @@ unsafe impl Sync for Handover {}
 /// this thread and touched a staged page would wait for itself.
 #[derive(Debug)]
 pub(crate) struct Held {
-    guard: Option<MutexGuard<'static, ()>>,
-    signals: libc::sigset_t,
+    // First the lock is given up, for a handler that runs at once when signals come back may fork.
+    _guard: MutexGuard<'static, ()>,
+    _quiet: Quiet,
+}
+
+/// Signals held back from this thread, until this is dropped on the same thread.
+#[derive(Debug)]
+pub struct Quiet(libc::sigset_t);
+
+impl Quiet {
+    /// Holds back all of them.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self(block_signals())
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // SAFETY: restores the mask that block_signals() read for this thread.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut());
+        }
+    }
 }
 
 /// Waits for forks and other merges to end, and keeps them off until the result is dropped.
@@ -57,8 +79,8 @@ pub(crate) fn hold() -> Held {
         }
         std::thread::yield_now();
     }
-    let signals = block_signals();
-    Held { guard: Some(lock()), signals }
+    let quiet = Quiet::begin();
+    Held { _guard: lock(), _quiet: quiet }
 }
 
 /// The right of a thread of the program's to change mappings: nobody merges or forks meanwhile, and
@@ -71,22 +93,11 @@ impl AddressSpace {
     /// Waits for merges and forks to end, before all threads that merge.
     #[must_use]
     pub fn hold() -> Self {
-        let signals = block_signals();
+        let quiet = Quiet::begin();
         WAITING.fetch_add(1, Ordering::Relaxed); // a hint, see hold()
         let guard = lock();
         WAITING.fetch_sub(1, Ordering::Relaxed); // a hint, see hold()
-        Self(Held { guard: Some(guard), signals })
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // First the lock: a handler that runs at once when signals come back may fork.
-        self.guard.take();
-        // SAFETY: restores the mask that block_signals() read for this thread.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.signals, std::ptr::null_mut());
-        }
+        Self(Held { _guard: guard, _quiet: quiet })
     }
 }
 
