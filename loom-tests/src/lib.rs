@@ -7,6 +7,7 @@
 
 #![cfg(loom)]
 
+pub mod meet;
 pub mod ops;
 pub mod world;
 

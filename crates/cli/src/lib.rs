@@ -27,7 +27,24 @@
 //!
 //! `examples/own_memory.rs` is a program that does this, and shows what it got.
 
+pub mod control;
+pub mod json;
 mod merger;
+
+use std::path::PathBuf;
+
+/// The environment variable that tells an agent where its engine's socket is.
+pub const AGENT_SOCKET: &str = "NUMERGE_SOCKET";
+/// The environment variable that tells an agent what is to be merged: `advised` or `mapped`.
+pub const AGENT_SCOPE: &str = "NUMERGE_SCOPE";
+/// The environment variable that tells an agent which security domain to ask for.
+pub const AGENT_DOMAIN: &str = "NUMERGE_DOMAIN";
+
+/// The socket of the engine to use if nothing else is said: [`AGENT_SOCKET`], or the host's daemon's.
+#[must_use]
+pub fn default_socket() -> PathBuf {
+    std::env::var_os(AGENT_SOCKET).map_or_else(|| "/run/numerge/numerge.sock".into(), PathBuf::from)
+}
 
 pub use merger::{AllocateError, BuildError, Merger, Region, Registration};
 pub use numerge_engine::machine::MemoryError;

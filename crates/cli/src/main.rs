@@ -1,6 +1,10 @@
 //! The `numerge` program.
 
+mod ask;
+mod daemon;
+mod host;
 mod merge;
+mod run;
 
 use std::process::ExitCode;
 
@@ -19,6 +23,28 @@ struct Arguments {
 enum Command {
     /// Load files as memory images of guests, merge them, and prove every byte unchanged.
     Merge(merge::Arguments),
+    /// Run a command, the memory of its processes merged.
+    Run(run::Arguments),
+    /// Serve all programs of this host that run below `numerge run` or have the agent.
+    Daemon(daemon::Arguments),
+    /// Print a knob of the daemon's, or all.
+    Get {
+        #[command(flatten)]
+        whom: ask::Whom,
+        /// Its name, as the kernel's
+        knob: Option<String>,
+    },
+    /// Set a knob of the daemon's.
+    Set {
+        #[command(flatten)]
+        whom: ask::Whom,
+        /// Its name, as the kernel's
+        knob: String,
+        /// Its value
+        value: u64,
+    },
+    /// Show what the daemon has merged.
+    Status(ask::Status),
     /// Print this machine's NUMA nodes (or those of HWLOC_SYNTHETIC or HWLOC_XMLFILE).
     Topology {
         /// As one JSON object.
@@ -29,16 +55,20 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Merge(arguments) => merge::run(&arguments),
-        Command::Topology { json } => topology(json),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("numerge: {error}");
-            ExitCode::FAILURE
+        Command::Merge(arguments) => merge::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Daemon(arguments) => daemon::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Get { whom, knob } => ask::get(&whom, knob.as_deref()).map(|()| ExitCode::SUCCESS),
+        Command::Set { whom, knob, value } => {
+            ask::set(&whom, &knob, value).map(|()| ExitCode::SUCCESS)
         }
-    }
+        Command::Status(arguments) => ask::status(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Topology { json } => topology(json).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("numerge: {error}");
+        ExitCode::FAILURE
+    })
 }
 
 fn topology(json: bool) -> Result<(), Box<dyn std::error::Error>> {

@@ -387,7 +387,7 @@ impl Core {
         reader: &Handle,
         merges: Vec<Merge>,
     ) -> Vec<Candidate> {
-        let planned = plan(world, merges);
+        let planned = plan(world, &self.late, merges);
         record_over_budget(self, world, reader, &planned.over_budget);
         let mut collided = Vec::new();
         for plan in planned.plans {

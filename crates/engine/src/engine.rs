@@ -12,6 +12,7 @@ use crate::counters::{Counters, StageTimes};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::knobs::{Knob, KnobError};
+use crate::late;
 use crate::machine::{Frames, Memory, MemoryError, Nodes, Vpn};
 use crate::nodes::{self, NodeReport, PagesByNode, PoolReport};
 use crate::offline::OfflineError;
@@ -325,8 +326,8 @@ impl Engine {
     /// Stops scanning, unmerges everything and lets go of all regions.
     ///
     /// # Errors
-    /// If memory for private copies runs out. What is merged then stays merged and valid until the
-    /// process ends.
+    /// If memory for private copies runs out, or a program does not answer. What is merged then stays
+    /// merged and valid until the process ends.
     pub fn shut_down(self) -> Result<(), MemoryError> {
         self.inner.stop_threads();
         self.inner.unregister_all()
@@ -378,7 +379,8 @@ impl RegionHandle {
     /// Unmerges the region's pages and forgets it, as dropping does.
     ///
     /// # Errors
-    /// If memory for private copies runs out; the region is registered still.
+    /// If memory for private copies runs out, or the program does not answer; the region is registered
+    /// still.
     pub fn unregister(&self) -> Result<(), MemoryError> {
         let reader = self.inner.core.forest.register();
         let done = unregister(&self.inner.core, &reader, &self.region);
@@ -449,8 +451,11 @@ impl Inner {
         if core.knobs.get(knob) == value {
             return Ok(());
         }
+        let reader = core.forest.register();
         let world = core.world_mut();
-        let shared = core.tally.shared.get();
+        late::collect(core, &world, &reader);
+        // A frame that pages may be mapped to at any moment is shared, too.
+        let shared = core.tally.shared.get().max(core.late.frames().len() as u64);
         if shared > 0 {
             return Err(KnobError::Busy { knob, shared });
         }

@@ -349,34 +349,23 @@ impl Judge<'_> {
         let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
         let record = piece.record(at);
-        let known = match record.state() {
-            // Unshared, merged: it was written to while a merge had it, before or after that
-            // verified it.
-            PageState::Unread | PageState::Unshared(_) | PageState::Merged(_) | PageState::Zero => {
+        match record.state() {
+            // Held, over budget, unshared, merged: it may have been written to while a merge had it,
+            // before or after that verified it.
+            PageState::Unread
+            | PageState::Held(_)
+            | PageState::OverBudget(_)
+            | PageState::Unshared(_)
+            | PageState::Merged(_)
+            | PageState::Zero => {
                 let alone = Piece { pages: vec![index], ..*piece };
                 self.read(&alone, judged);
-                return self.ask_kinds(&alone, judged);
+                self.ask_kinds(&alone, judged);
             }
-            PageState::Seen(known) => {
-                judged.candidates.push(candidate(page, known));
-                return;
-            }
-            PageState::Held(known) => {
-                self.core.tally.held.sub(1);
-                known
-            }
-            PageState::OverBudget(known) => {
-                self.core.tally.over_budget.sub(1);
-                known
-            }
-            PageState::Busy => {
-                region.pending.add(index);
-                return;
-            }
-            PageState::Untouched => return,
-        };
-        record.set(PageState::Seen(known));
-        judged.candidates.push(candidate(page, known));
+            PageState::Seen(known) => judged.candidates.push(candidate(page, known)),
+            PageState::Busy => region.pending.add(index),
+            PageState::Untouched => {}
+        }
     }
 
     /// The page is the machine's page of zeros: the program read where it never wrote, or the page

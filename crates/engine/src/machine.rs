@@ -168,9 +168,10 @@ pub trait Memory: Send + Sync {
     /// No page of the program changes its content, whatever the outcome.
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>);
 
-    /// Appends what became of those of `pages` of which it is known by now; their outcome was
-    /// [`Outcome::Late`]. What was told is forgotten. A machine that always answers at once has nothing
-    /// to tell.
+    /// Appends what became of those of `pages` of which it is known by now, once of each; their outcome
+    /// was [`Outcome::Late`]. What was told is forgotten, what was not asked for is kept until it is, or
+    /// the page is merged again or vanishes. Never waits for the program. A machine that always answers
+    /// at once has nothing to tell.
     fn late(&self, pages: &[Vpn], out: &mut Vec<(Vpn, Outcome)>) {
         let _ = (pages, out);
     }

@@ -14,6 +14,7 @@ use parking_lot::RwLockWriteGuard;
 
 use crate::core::Core;
 use crate::homes;
+use crate::late;
 use crate::machine::MemoryError;
 use crate::migrate::{ALL, WALKED};
 use crate::unmerge::{PIECE_PAGES, give_own_memory};
@@ -202,12 +203,18 @@ fn evict(core: &Core, reader: &Handle, frames: Vec<Queued>) -> Result<(), Offlin
 }
 
 /// In pieces that hold nobody up for long. Whoever reserved a share before the frames were queued
-/// has used it or given it up by the time that the tables are had alone.
+/// has used it or given it up by the time that the tables are had alone, but for programs that have
+/// not answered.
 fn unmerge_sharers(core: &Core, reader: &Handle, mut kpfns: Vec<Kpfn>) -> Result<(), OfflineError> {
     let most = usize::try_from(PIECE_PAGES).expect("a small number");
     let mut pages: Vec<PageId> = Vec::with_capacity(most);
     while !kpfns.is_empty() {
         let world = core.world_mut();
+        late::collect(core, &world, reader);
+        let late = core.late.frames();
+        if kpfns.iter().any(|kpfn| late.contains(kpfn)) {
+            return Err(MemoryError::NoAnswer.into());
+        }
         pages.clear();
         while let Some(kpfn) = kpfns.last() {
             if let Some(head) = core.forest.rmap_head(*kpfn) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::find::Merge;
+use crate::late::Late;
 use crate::machine::{Run, Target};
 use crate::program::Program;
 use crate::world::World;
@@ -22,19 +23,10 @@ pub(crate) struct Planned {
 }
 
 /// Cuts merges into runs: pages side by side in one region, mapped to frames side by side.
-pub(crate) fn plan(world: &World, mut merges: Vec<Merge>) -> Planned {
+pub(crate) fn plan(world: &World, late: &Late, mut merges: Vec<Merge>) -> Planned {
     merges.sort_unstable_by_key(|merge| merge.page);
-    let follows = |a: &Merge, b: &Merge| {
-        b.page.0 == a.page.0 + 1
-            && match (a.kpfn, b.kpfn) {
-                (Some(a), Some(b)) => a.plus(1) == b,
-                (None, None) => true,
-                _ => false,
-            }
-            && world.pages.locate(a.page).0 == world.pages.locate(b.page).0
-    };
     let mut by_program: Vec<(Arc<Program>, Vec<&[Merge]>)> = Vec::new();
-    for run in merges.chunk_by(follows) {
+    for run in merges.chunk_by(|a, b| follows(world, a, b)) {
         let program = &world.locate(run[0].page).0.program;
         match by_program.iter_mut().find(|(known, _)| Arc::ptr_eq(known, program)) {
             Some((_, runs)) => runs.push(run),
@@ -46,7 +38,8 @@ pub(crate) fn plan(world: &World, mut merges: Vec<Merge>) -> Planned {
         // Pages mapped to the page of zeros stay in the mapping they are in.
         let wanted = runs.iter().filter(|run| run[0].kpfn.is_some()).count() as u64;
         // A program that can't be asked is not merged.
-        let allowed = program.take_runs(wanted).unwrap_or(0);
+        let late = || late.runs_of(world, &program);
+        let allowed = program.take_runs(wanted, late).unwrap_or(0);
         if allowed < wanted {
             runs.sort_by_key(|run| (run[0].kpfn.is_some(), std::cmp::Reverse(run.len())));
             let left_out = usize::try_from(wanted - allowed).expect("fewer than there are runs");
@@ -57,6 +50,17 @@ pub(crate) fn plan(world: &World, mut merges: Vec<Merge>) -> Planned {
         planned.plans.push(Plan { program, runs, merges });
     }
     planned
+}
+
+/// Whether a page can be in one run with the page before.
+pub(crate) fn follows(world: &World, a: &Merge, b: &Merge) -> bool {
+    b.page.0 == a.page.0 + 1
+        && match (a.kpfn, b.kpfn) {
+            (Some(a), Some(b)) => a.plus(1) == b,
+            (None, None) => true,
+            _ => false,
+        }
+        && world.pages.locate(a.page).0 == world.pages.locate(b.page).0
 }
 
 fn to_run(world: &World, merges: &[Merge]) -> Run {

@@ -33,11 +33,18 @@ impl Program {
         Self { memory, share_percent, ledger: Mutex::default() }
     }
 
-    /// Takes leave to merge up to `wanted` runs; gives how many may be.
-    pub(crate) fn take_runs(&self, wanted: u64) -> Result<u64, MemoryError> {
+    /// Takes leave to merge up to `wanted` runs; gives how many may be. `late` counts those that the
+    /// program has leave for and may map at any moment.
+    pub(crate) fn take_runs(
+        &self,
+        wanted: u64,
+        late: impl FnOnce() -> u64,
+    ) -> Result<u64, MemoryError> {
         let mut ledger = self.ledger.lock();
         if self.room(&ledger) < wanted {
-            *ledger = Ledger { counted: Some(self.memory.mappings()?), added: 0 };
+            // Counted first: what is mapped in between counts twice, and never not at all.
+            let added = late() * MAPPINGS_A_RUN;
+            *ledger = Ledger { counted: Some(self.memory.mappings()?), added };
         }
         let given = wanted.min(self.room(&ledger));
         ledger.added += given * MAPPINGS_A_RUN;

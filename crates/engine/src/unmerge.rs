@@ -27,22 +27,22 @@ pub enum UnmergeError {
     Memory(#[from] MemoryError),
 }
 
-/// Unmerges all pages of all regions while `go_on` says so. A program that does not answer keeps nobody
-/// else's pages merged.
+/// Unmerges all pages of all regions while `go_on` says so. A program that does not answer holds up
+/// none but its own.
 pub(crate) fn unmerge_all(
     core: &Core,
     reader: &Handle,
     go_on: impl Fn() -> bool,
 ) -> Result<(), UnmergeError> {
     let regions: Vec<Arc<Region>> = core.world().regions().map(Arc::clone).collect();
-    let mut done = Ok(());
+    let mut all = Ok(());
     for region in &regions {
         match unmerge_region(core, reader, region, &go_on) {
-            Err(silent @ UnmergeError::Memory(MemoryError::NoAnswer)) => done = Err(silent),
-            other => other?,
+            silent @ Err(UnmergeError::Memory(MemoryError::NoAnswer)) => all = silent,
+            done => done?,
         }
     }
-    done
+    all
 }
 
 /// Unmerges the pages of one region. A region that was unregistered meanwhile is done already.

@@ -5,17 +5,10 @@ use std::ptr::NonNull;
 
 use numerge_engine::machine::{PAGE_SIZE, Vpn};
 
+use crate::maps::Attributes;
 use crate::num::PAGE_SHIFT;
+use crate::sys;
 use crate::uffd::Span;
-
-/// How an [`Area`] is to be mapped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Style {
-    /// Not counted against the commit limit (MAP_NORESERVE).
-    pub(crate) no_reserve: bool,
-    /// Advice on huge pages (MADV_HUGEPAGE or MADV_NOHUGEPAGE), if any.
-    pub(crate) huge_pages: Option<i32>,
-}
 
 /// Owned, readable, writable, private anonymous memory with an inaccessible page on both sides.
 #[derive(Debug)]
@@ -31,55 +24,31 @@ unsafe impl Send for Area {}
 unsafe impl Sync for Area {}
 
 impl Area {
-    /// Maps `pages` (at least 1) pages.
-    pub(crate) fn new(pages: usize, style: Style) -> io::Result<Self> {
+    /// Maps `pages` (at least 1) pages with these attributes.
+    pub(crate) fn new(pages: usize, attributes: Attributes) -> io::Result<Self> {
         let pages = pages.max(1);
         let outer = pages
             .checked_add(2)
             .and_then(|n| n.checked_mul(PAGE_SIZE))
             .ok_or(io::ErrorKind::OutOfMemory)?;
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let none = libc::PROT_NONE;
+        let lazily = anonymous | libc::MAP_NORESERVE;
         // SAFETY: asks for a mapping at an address of the kernel's choice; no memory is touched.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                outer,
-                libc::PROT_NONE,
-                anonymous | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let reserve = if style.no_reserve { libc::MAP_NORESERVE } else { 0 };
-        // SAFETY: inside the mapping just made, which nobody else knows of.
-        let inner = unsafe {
-            libc::mmap(
-                base.cast::<u8>().wrapping_add(PAGE_SIZE).cast(),
-                pages * PAGE_SIZE,
-                libc::PROT_READ | libc::PROT_WRITE,
-                anonymous | libc::MAP_FIXED | reserve,
-                -1,
-                0,
-            )
-        };
-        let Some(start) = NonNull::new(inner.cast::<u8>()).filter(|_| inner != libc::MAP_FAILED)
-        else {
-            let error = io::Error::last_os_error();
-            // SAFETY: the mapping made above, unused.
-            unsafe { libc::munmap(base, outer) };
-            return Err(error);
-        };
-        inner.expose_provenance();
+        let base = unsafe { sys::map(std::ptr::null_mut(), outer, none, lazily, -1, 0) }?;
+        let start = NonNull::new(base.wrapping_add(PAGE_SIZE)).ok_or(io::ErrorKind::OutOfMemory)?;
+        // Unmaps all of it if anything fails from here on.
         let area = Self { start, pages };
-        if let Some(advice) = style.huge_pages {
+        let reserve = if attributes.no_reserve { libc::MAP_NORESERVE } else { 0 };
+        let usable = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = anonymous | libc::MAP_FIXED | reserve;
+        // SAFETY: inside the mapping just made, which nobody else knows of.
+        unsafe { sys::map(start.as_ptr(), pages * PAGE_SIZE, usable, flags, -1, 0) }?;
+        if let Some(advice) = attributes.huge_pages {
             // SAFETY: advice on memory that is ours; changes no content.
-            if unsafe { libc::madvise(inner, pages * PAGE_SIZE, advice) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            unsafe { sys::advise(start.as_ptr(), pages * PAGE_SIZE, advice) }?;
         }
+        attributes.give_to(start.as_ptr(), pages * PAGE_SIZE)?;
         Ok(area)
     }
 
@@ -106,12 +75,8 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
+        let outer = self.start.as_ptr().wrapping_sub(PAGE_SIZE);
         // SAFETY: the area with both guards is ours alone, and this is its last use.
-        unsafe {
-            libc::munmap(
-                self.start.as_ptr().wrapping_sub(PAGE_SIZE).cast(),
-                (self.pages + 2) * PAGE_SIZE,
-            );
-        }
+        let _ = unsafe { sys::unmap(outer, (self.pages + 2) * PAGE_SIZE) };
     }
 }

@@ -26,6 +26,7 @@ use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, Tables, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::category;
+use crate::sys;
 use crate::uffd::Mode;
 
 /// Tries of a write protection that the kernel says to try again.
@@ -132,8 +133,8 @@ impl ProcessMemory {
         let len = size(count(pages)) * PAGE_SIZE;
         let staging = self.staging.as_ptr();
         // SAFETY: advice on memory that is ours, which holds nothing.
-        let filled = unsafe { libc::madvise(staging.cast(), len, libc::MADV_POPULATE_WRITE) };
-        if filled != 0 {
+        let filled = unsafe { sys::advise(staging, len, libc::MADV_POPULATE_WRITE) };
+        if filled.is_err() {
             return Err(Refusal::Exhausted);
         }
         // SAFETY: the run is registered memory of the program, readable, and writers to it wait;
@@ -148,16 +149,7 @@ pub(crate) fn put_over(pages: &Range<Vpn>, empty: &Area) -> io::Result<()> {
     let len = size(count(pages)) * PAGE_SIZE;
     // SAFETY: the destination is registered memory that the caller has the right to take apart,
     // with its content staged; MREMAP_DONTUNMAP keeps the empty area for the next time.
-    let moved = unsafe {
-        libc::mremap(
-            empty.as_ptr().cast(),
-            len,
-            len,
-            libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP,
-            pointer(pages.start),
-        )
-    };
-    if moved == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    unsafe { sys::move_over(empty.as_ptr(), len, pointer(pages.start)) }
 }
 
 /// A page of anonymous memory beside `pages`, in the same kind of range; empty if there is none.

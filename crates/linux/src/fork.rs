@@ -20,19 +20,19 @@ use crate::error::Error;
 /// Held by who takes memory apart, and by a thread that forks. One a process, since there is one
 /// address space.
 static ADDRESS_SPACE: Mutex<()> = Mutex::new(());
-/// The forking thread's guard on its way from one handler to the next.
+/// The forking thread's right on its way from one handler to the next.
 static FORKING: Handover = Handover(UnsafeCell::new(None));
-/// Threads that wait to fork.
+/// Threads of the program that wait to fork, or to change mappings themselves.
 static WAITING: AtomicU32 = AtomicU32::new(0);
 /// How many forks lie between the first process and this one.
 static DEPTH: AtomicU64 = AtomicU64::new(0);
 /// What installing the handlers gave: 0, or an error number.
 static INSTALLED: OnceLock<i32> = OnceLock::new();
 
-/// Turns a thread that merges gives to threads that want to fork before it takes the lock again.
+/// Turns a thread that merges gives to threads that wait before it takes the lock again.
 const TURNS: u32 = 10_000;
 
-struct Handover(UnsafeCell<Option<MutexGuard<'static, ()>>>);
+struct Handover(UnsafeCell<Option<Held>>);
 
 // SAFETY: the content is touched only by the thread that holds ADDRESS_SPACE and is forking: put in
 // after the lock is taken, taken out before it is given up, by the same thread or its image in the
@@ -49,7 +49,7 @@ pub(crate) struct Held {
 
 /// Waits for forks and other merges to end, and keeps them off until the result is dropped.
 pub(crate) fn hold() -> Held {
-    // A mutex is not fair: without this, a thread merging run after run could keep a fork out.
+    // A mutex is not fair: without this, a thread merging run after run could keep the program out.
     // Relaxed: a hint only; the lock orders everything else.
     for _ in 0..TURNS {
         if WAITING.load(Ordering::Relaxed) == 0 {
@@ -59,6 +59,24 @@ pub(crate) fn hold() -> Held {
     }
     let signals = block_signals();
     Held { guard: Some(lock()), signals }
+}
+
+/// The right of a thread of the program's to change mappings: nobody merges or forks meanwhile, and
+/// no signal handler runs on this thread. Never held over an access to registered memory whose pages
+/// may be out of view, for they come back only under the same right.
+#[derive(Debug)]
+pub struct AddressSpace(Held);
+
+impl AddressSpace {
+    /// Waits for merges and forks to end, before all threads that merge.
+    #[must_use]
+    pub fn hold() -> Self {
+        let signals = block_signals();
+        WAITING.fetch_add(1, Ordering::Relaxed); // a hint, see hold()
+        let guard = lock();
+        WAITING.fetch_sub(1, Ordering::Relaxed); // a hint, see hold()
+        Self(Held { guard: Some(guard), signals })
+    }
 }
 
 impl Drop for Held {
@@ -90,7 +108,7 @@ pub(crate) fn block_signals() -> libc::sigset_t {
 ///
 /// # Errors
 /// If the C library has no memory for its handlers.
-pub(crate) fn watch() -> Result<(), Error> {
+pub fn watch() -> Result<(), Error> {
     // SAFETY: the three handlers are functions that live as long as the program (this crate is not
     // unloaded), and do what POSIX allows there: take and give up a lock, count.
     let result = *INSTALLED.get_or_init(|| unsafe {
@@ -108,7 +126,8 @@ pub(crate) fn watch() -> Result<(), Error> {
 
 /// Which process this is, counted in forks from the first: descriptors and mappings made at another
 /// depth belong to an ancestor and must be left alone.
-pub(crate) fn depth() -> u64 {
+#[must_use]
+pub fn depth() -> u64 {
     // Relaxed: changes only in a child that has a single thread, which reads its own write.
     DEPTH.load(Ordering::Relaxed)
 }
@@ -119,21 +138,23 @@ fn lock() -> MutexGuard<'static, ()> {
 }
 
 extern "C" fn before() {
-    WAITING.fetch_add(1, Ordering::Relaxed); // a hint, see hold()
-    let guard = lock();
-    WAITING.fetch_sub(1, Ordering::Relaxed); // a hint, see hold()
+    // The C library lets signal handlers run between its handlers of forks, and one may map memory.
+    let held = AddressSpace::hold().0;
     // SAFETY: this thread holds ADDRESS_SPACE, so it alone touches the cell.
-    unsafe { *FORKING.0.get() = Some(guard) };
+    unsafe { *FORKING.0.get() = Some(held) };
 }
 
 extern "C" fn after_in_parent() {
-    // SAFETY: this thread took ADDRESS_SPACE in before() and still holds it.
-    drop(unsafe { (*FORKING.0.get()).take() });
+    // SAFETY: this thread took ADDRESS_SPACE in before() and still holds it. Taken out before it is
+    // given up, for others touch the cell then.
+    let held = unsafe { (*FORKING.0.get()).take() };
+    drop(held);
 }
 
 extern "C" fn after_in_child() {
     DEPTH.fetch_add(1, Ordering::Relaxed); // alone in this process
-    WAITING.store(0, Ordering::Relaxed); // other threads that wanted to fork are not here
+    WAITING.store(0, Ordering::Relaxed); // other threads that waited are not here
     // SAFETY: the image of the thread that took ADDRESS_SPACE in before(), alone in this process.
-    drop(unsafe { (*FORKING.0.get()).take() });
+    let held = unsafe { (*FORKING.0.get()).take() };
+    drop(held);
 }

@@ -10,6 +10,7 @@ use numerge_engine::machine::PAGE_SIZE;
 use numerge_topology::Nid;
 
 use crate::num::{PAGE_BYTES, size};
+use crate::sys;
 
 /// log2 of [`FILE_FRAMES`].
 pub(crate) const FILE_SHIFT: u32 = 18;
@@ -71,7 +72,7 @@ impl FrameFile {
         let write = if writable { libc::PROT_WRITE } else { 0 };
         // SAFETY: asks for a mapping at an address of the kernel's choice; the file can't shrink.
         let base = unsafe {
-            libc::mmap(
+            sys::map(
                 std::ptr::null_mut(),
                 size(FILE_BYTES),
                 libc::PROT_READ | write,
@@ -79,21 +80,12 @@ impl FrameFile {
                 file.as_raw_fd(),
                 0,
             )
-        };
-        let Some(base) =
-            NonNull::new(base.cast::<u8>()).filter(|base| base.as_ptr().cast() != libc::MAP_FAILED)
-        else {
-            return Err(io::Error::last_os_error());
-        };
-        base.as_ptr().expose_provenance();
+        }?;
+        let base = NonNull::new(base).ok_or(io::ErrorKind::OutOfMemory)?;
         let made = Self { file, base };
         // A child has no use for this mapping, and would keep all frames in use by it.
         // SAFETY: advice on the mapping just made; changes no content.
-        if unsafe { libc::madvise(base.as_ptr().cast(), size(FILE_BYTES), libc::MADV_DONTFORK) }
-            != 0
-        {
-            return Err(io::Error::last_os_error());
-        }
+        unsafe { sys::advise(base.as_ptr(), size(FILE_BYTES), libc::MADV_DONTFORK) }?;
         Ok(made)
     }
 
@@ -114,6 +106,6 @@ impl Drop for FrameFile {
         // SAFETY: our own mapping, and its last use. Programs' private mappings keep the file's
         // memory alive by themselves. In a fork's child the mapping does not exist, and its address
         // may belong to something else by now; the owner of this value never drops it there.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), size(FILE_BYTES)) };
+        let _ = unsafe { sys::unmap(self.base.as_ptr(), size(FILE_BYTES)) };
     }
 }

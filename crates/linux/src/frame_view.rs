@@ -52,6 +52,16 @@ impl FrameView {
     }
 }
 
+impl FrameView {
+    /// Gives up all files. Nothing of the process is mapped to their frames any more, or will be
+    /// compared with them; so another engine's can be taken in under the same numbers.
+    pub fn clear(&self) {
+        if self.depth == fork::depth() {
+            self.files.write().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+}
+
 impl FrameSource for FrameView {
     fn locate(&self, first: Kpfn, count: u64) -> Option<FrameRun> {
         let frame = first.0 % FILE_FRAMES;

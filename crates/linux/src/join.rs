@@ -26,16 +26,17 @@ const LARGEST: u64 = 1024;
 impl ProcessMemory {
     /// Joins what can be joined, if there may be much to join, or nothing is merged any more.
     pub(crate) fn join_if_due(&self) {
-        let mut tables = self.tables();
-        let islands = tables.islands;
-        if islands >= MANY || (islands > 0 && tables.in_file.pages() == 0) {
-            tables.islands = 0;
-            drop(tables);
+        let mut bench = self.bench();
+        let islands = bench.tables.islands;
+        if islands >= MANY || (islands > 0 && bench.tables.in_file.is_empty()) {
+            bench.tables.islands = 0;
+            drop(bench);
             self.join();
         }
     }
 
-    fn join(&self) {
+    /// Joins what can be joined.
+    pub(crate) fn join(&self) {
         // What can't be read can't be joined; nothing else depends on it.
         let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
         let mut before: Option<Range<Vpn>> = None;

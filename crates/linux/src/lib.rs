@@ -16,6 +16,7 @@
 
 mod area;
 mod bitmap;
+mod calls;
 mod convert;
 mod copy;
 mod error;
@@ -41,16 +42,20 @@ mod region;
 mod remote;
 mod restore;
 mod sharers;
+mod sys;
 mod uffd;
 mod unmerge;
 mod witness;
 
+pub use calls::{LoosePages, Part};
 pub use error::Error;
+pub use fork::{AddressSpace, depth as fork_depth, watch as watch_forks};
 pub use frame_file::{FrameRun, FrameSource};
 pub use frame_view::FrameView;
 pub use host::{available_bytes, check_kernel, mappings_limit, proportional_bytes};
 pub use memory::ProcessMemory;
 pub use nodes::Machine;
+pub use pins::possible as pins_possible;
 pub use pool::{FramePools, Serving};
 pub use ranges::Ranges;
 pub use region::AnonymousRegion;

@@ -5,7 +5,8 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 
 use crate::error::Error;
-use crate::num::address;
+use crate::num::{PAGE_SHIFT, address};
+use crate::sys;
 use numerge_engine::machine::Vpn;
 
 /// One line of /proc/PID/maps.
@@ -47,19 +48,18 @@ impl<'a> Mapping<'a> {
 
 /// VmFlags that a range may have and still be merged; the rest of smaps' flags would be lost, or
 /// make merging wrong. Each two-letter name is documented in Documentation/filesystems/proc.rst.
-const HARMLESS: [&str; 10] = ["rd", "wr", "mr", "mw", "me", "ac", "nr", "hg", "nh", "sd"];
+const HARMLESS: [&str; 12] =
+    ["rd", "wr", "mr", "mw", "me", "ac", "nr", "hg", "nh", "sd", "dc", "dd"];
 
 /// Names of flags that people are likely to meet.
-const KNOWN: [(&str, &str); 14] = [
+const KNOWN: [(&str, &str); 12] = [
     ("sh", "sharing (MAP_SHARED)"),
     ("ex", "permission to execute"),
     ("lo", "locked pages (mlock)"),
     ("lf", "pages locked on fault (mlock2)"),
     ("io", "device memory"),
     ("pf", "pure page frame numbers"),
-    ("dc", "MADV_DONTFORK"),
     ("wf", "MADV_WIPEONFORK"),
-    ("dd", "MADV_DONTDUMP"),
     ("gd", "growth downwards (a stack)"),
     ("ht", "huge pages of hugetlbfs"),
     ("mg", "MADV_MERGEABLE (the kernel's own merging)"),
@@ -74,6 +74,26 @@ pub(crate) struct Attributes {
     pub(crate) no_reserve: bool,
     /// Advice on huge pages.
     pub(crate) huge_pages: Option<i32>,
+    /// Not for children of a fork (MADV_DONTFORK).
+    pub(crate) dont_fork: bool,
+    /// Not for core dumps (MADV_DONTDUMP).
+    pub(crate) dont_dump: bool,
+}
+
+impl Attributes {
+    /// Gives a mapping just made what no flag of mmap gives. Advice on huge pages is not among it:
+    /// frames have their own.
+    ///
+    /// # Errors
+    /// What madvise said; the mapping is there all the same.
+    pub(crate) fn give_to(self, at: *mut u8, len: usize) -> io::Result<()> {
+        let wanted = [(self.dont_fork, libc::MADV_DONTFORK), (self.dont_dump, libc::MADV_DONTDUMP)];
+        for (_, advice) in wanted.into_iter().filter(|(wanted, _)| *wanted) {
+            // SAFETY: changes no content.
+            unsafe { sys::advise(at, len, advice) }?;
+        }
+        Ok(())
+    }
 }
 
 /// Checks that all of `pages` is private anonymous memory, readable and writable, without any
@@ -83,48 +103,94 @@ pub(crate) struct Attributes {
 /// [`Error::NotAnonymous`], [`Error::Attribute`].
 pub(crate) fn mergeable(pages: &Range<Vpn>) -> Result<Attributes, Error> {
     let wanted = address(pages.start)..address(pages.end);
-    let smaps = File::open("/proc/self/smaps").map_err(smaps_error)?;
     let mut reached = wanted.start;
-    let mut inside = None;
     let mut attributes: Option<Attributes> = None;
-    for line in BufReader::new(smaps).split(b'\n') {
-        let line = line.map_err(smaps_error)?;
-        let line = String::from_utf8_lossy(&line);
-        if let Some(mapping) = Mapping::parse(&line) {
-            inside = None;
-            if mapping.bytes.end <= wanted.start {
-                continue;
-            }
-            if mapping.bytes.start >= wanted.end {
-                break;
-            }
-            check_mapping(&mapping, reached)?;
-            if has_policy(mapping.bytes.start) {
-                return Err(attribute(mapping.bytes.start, "a memory policy (mbind)".into()));
-            }
-            inside = Some(mapping.bytes.start);
-            reached = mapping.bytes.end;
-        } else if let Some(start) = inside {
-            if let Some(key) = line.strip_prefix("ProtectionKey:")
-                && key.trim() != "0"
-            {
-                return Err(attribute(start, format!("protection key {}", key.trim())));
-            }
-            if let Some(flags) = line.strip_prefix("VmFlags:") {
-                let found = check_flags(start, flags)?;
-                if attributes.is_some_and(|seen| seen != found) {
-                    return Err(attribute(
-                        start,
-                        "another advice or reservation than the memory before it".into(),
-                    ));
-                }
-                attributes = Some(found);
-            }
+    survey(&wanted, &mut |bytes, fit| {
+        if bytes.start > reached {
+            return Err(Error::NotAnonymous { start: reached, reason: "nothing is mapped".into() });
         }
-    }
+        reached = bytes.end;
+        let found = fit?;
+        if attributes.is_some_and(|seen| seen != found) {
+            let what = "another advice or reservation than the memory before it".into();
+            return Err(attribute(bytes.start, what));
+        }
+        attributes = Some(found);
+        Ok(())
+    })?;
     match attributes {
         Some(attributes) if reached >= wanted.end => Ok(attributes),
         _ => Err(Error::NotAnonymous { start: reached, reason: "nothing is mapped".into() }),
+    }
+}
+
+/// What of `wanted`, in ascending order and disjoint, [`mergeable`] would accept, in parts with
+/// attributes of their own. One look, however many there are.
+///
+/// # Errors
+/// If smaps can't be read.
+pub(crate) fn mergeable_parts(
+    wanted: &[Range<Vpn>],
+) -> Result<Vec<(Range<Vpn>, Attributes)>, Error> {
+    let mut parts = Vec::new();
+    let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else {
+        return Ok(parts);
+    };
+    let mut rest = wanted;
+    survey(&(address(first.start)..address(last.end)), &mut |bytes, fit| {
+        let mapping = Vpn(bytes.start >> PAGE_SHIFT)..Vpn(bytes.end >> PAGE_SHIFT);
+        let Ok(attributes) = fit else { return Ok(()) };
+        while let [next, others @ ..] = rest
+            && next.end <= mapping.start
+        {
+            rest = others;
+        }
+        for next in rest.iter().take_while(|next| next.start < mapping.end) {
+            let part = next.start.max(mapping.start)..next.end.min(mapping.end);
+            parts.push((part, attributes));
+        }
+        Ok(())
+    })?;
+    Ok(parts)
+}
+
+/// Passes on each mapping that overlaps `window`, in ascending order: its addresses, and what must be
+/// kept of it, or why it can't be merged. Ends at the first error that `each` gives.
+fn survey(
+    window: &Range<u64>,
+    each: &mut dyn FnMut(Range<u64>, Result<Attributes, Error>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let smaps = File::open("/proc/self/smaps").map_err(smaps_error)?;
+    let mut smaps = BufReader::with_capacity(1 << 16, smaps);
+    let mut line = Vec::new();
+    let mut current: Option<(Range<u64>, Result<(), Error>)> = None;
+    loop {
+        line.clear();
+        if smaps.read_until(b'\n', &mut line).map_err(smaps_error)? == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&line);
+        if let Some(mapping) = Mapping::parse(&text) {
+            if mapping.bytes.start >= window.end {
+                return Ok(());
+            }
+            current = (mapping.bytes.end > window.start)
+                .then(|| (mapping.bytes.clone(), check_mapping(&mapping)));
+        } else if let Some((bytes, fit)) = &mut current {
+            if let Some(key) = text.strip_prefix("ProtectionKey:")
+                && key.trim() != "0"
+                && fit.is_ok()
+            {
+                let key = format!("protection key {}", key.trim());
+                *fit = Err(attribute(bytes.start, key));
+            }
+            if let Some(flags) = text.strip_prefix("VmFlags:")
+                && let Some((bytes, fit)) = current.take()
+            {
+                let fit = fit.and_then(|()| check_flags(bytes.start, flags.trim()));
+                each(bytes, fit)?;
+            }
+        }
     }
 }
 
@@ -136,11 +202,9 @@ fn attribute(start: u64, attribute: String) -> Error {
     Error::Attribute { start, attribute }
 }
 
-fn check_mapping(mapping: &Mapping<'_>, reached: u64) -> Result<(), Error> {
+fn check_mapping(mapping: &Mapping<'_>) -> Result<(), Error> {
     let start = mapping.bytes.start;
-    let reason = if start > reached {
-        return Err(Error::NotAnonymous { start: reached, reason: "nothing is mapped".into() });
-    } else if mapping.inode != 0 || mapping.path.starts_with('/') {
+    let reason = if mapping.inode != 0 || mapping.path.starts_with('/') {
         format!("a mapping of {}", mapping.path)
     } else if mapping.path.starts_with("[anon:") {
         return Err(attribute(start, format!("a name, {}", mapping.path)));
@@ -148,6 +212,8 @@ fn check_mapping(mapping: &Mapping<'_>, reached: u64) -> Result<(), Error> {
         format!("{}, which is not the program's to give", mapping.path)
     } else if !mapping.permissions.starts_with("rw") || !mapping.permissions.ends_with('p') {
         format!("its permissions are {}", mapping.permissions)
+    } else if has_policy(start) {
+        return Err(attribute(start, "a memory policy (mbind)".into()));
     } else {
         return Ok(());
     };
@@ -171,6 +237,8 @@ fn check_flags(start: u64, flags: &str) -> Result<Attributes, Error> {
             "nr" => found.no_reserve = true,
             "hg" => found.huge_pages = Some(libc::MADV_HUGEPAGE),
             "nh" => found.huge_pages = Some(libc::MADV_NOHUGEPAGE),
+            "dc" => found.dont_fork = true,
+            "dd" => found.dont_dump = true,
             _ => {}
         }
     }
@@ -233,12 +301,12 @@ mod tests {
 
     #[test]
     fn names_the_attribute_that_would_be_lost() {
-        let error = check_flags(0, " rd wr mr mw me dc ac sd").expect_err("refused");
-        assert!(error.to_string().contains("MADV_DONTFORK"), "{error}");
+        let error = check_flags(0, " rd wr mr mw me wf ac sd").expect_err("refused");
+        assert!(error.to_string().contains("MADV_WIPEONFORK"), "{error}");
         let error = check_flags(0, "rd wr zz").expect_err("refused");
         assert!(error.to_string().contains("VmFlags zz"), "{error}");
-        let kept = check_flags(0, "rd wr mr mw me nr hg").expect("fine");
-        assert!(kept.no_reserve);
+        let kept = check_flags(0, "rd wr mr mw me nr hg dc").expect("fine");
+        assert!(kept.no_reserve && kept.dont_fork && !kept.dont_dump);
         assert_eq!(kept.huge_pages, Some(libc::MADV_HUGEPAGE));
     }
 }

@@ -10,7 +10,7 @@ use numerge_engine::machine::{
 };
 use numerge_topology::Nid;
 
-use crate::area::{Area, Style};
+use crate::area::Area;
 use crate::error::{Error, system};
 use crate::events::EventReader;
 use crate::fork::{self, Held};
@@ -36,7 +36,9 @@ const ADDRESSABLE: Vpn = Vpn(1 << (57 - PAGE_SHIFT));
 /// - A registered range must not be unmapped, remapped, protected or given other advice before it is
 ///   unregistered, and not be dropped with `MADV_DONTNEED` while merged (it would read as what it
 ///   was merged with). The same goes, also after that, for pages that unmerging had to leave in their
-///   file mapping ([`ProcessMemory::pages_left_in_file_mapping`]).
+///   file mapping ([`ProcessMemory::pages_left_in_file_mapping`]). Who sees these calls of the program's
+///   before they are made (the agent) can allow them, with [`AddressSpace`](crate::AddressSpace) and the
+///   functions that want it.
 /// - It must hold nothing that the thread that merges touches itself: its stack, the heap.
 ///
 /// While a run is merged (tens of microseconds), who touches it waits, system calls too. The exception
@@ -74,6 +76,8 @@ pub(crate) struct Tables {
     pub(crate) in_file: Ranges<Attributes>,
     /// Of these, pages that unmerging had to leave there.
     pub(crate) left: Ranges<()>,
+    /// Pages the program is about to do something else with: not merged any more.
+    pub(crate) leaving: Ranges<()>,
     /// Times that memory was given back in the middle of a file mapping, since islands were joined.
     pub(crate) islands: u64,
     /// Empty anonymous memory, never touched, for each kind of registered range.
@@ -122,6 +126,7 @@ impl ProcessMemory {
                 registered: Ranges::new(),
                 in_file: Ranges::new(),
                 left: Ranges::new(),
+                leaving: Ranges::new(),
                 islands: 0,
                 empties: Vec::new(),
             }),
@@ -173,22 +178,40 @@ impl ProcessMemory {
                 reason: "no such range of pages".into(),
             });
         }
-        let known = self.tables().registered.next_in(&pages);
-        if let Some((found, _)) = known {
-            return Err(Error::NotAnonymous {
-                start: address(found.start),
-                reason: "it is registered already".into(),
-            });
-        }
+        self.check_unknown(&self.bench().tables, &pages)?;
         let attributes = maps::mergeable(&pages)?;
         let mut bench = self.bench();
-        if !bench.tables.empties.iter().any(|(of, _)| *of == attributes) {
+        self.register_found(&mut bench.tables, pages, attributes)
+    }
+
+    fn check_unknown(&self, tables: &Tables, pages: &Range<Vpn>) -> Result<(), Error> {
+        match tables.registered.next_in(pages) {
+            Some((found, _)) => Err(Error::NotAnonymous {
+                start: address(found.start),
+                reason: "it is registered already".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Registers what was found to be mergeable, and to have these attributes.
+    pub(crate) fn register_found(
+        &self,
+        tables: &mut Tables,
+        pages: Range<Vpn>,
+        attributes: Attributes,
+    ) -> Result<(), Error> {
+        self.check_unknown(tables, &pages)?;
+        if !tables.empties.iter().any(|(of, _)| *of == attributes) {
             let empty = area(STAGING_PAGES, attributes)?;
             register(&self.tracking, empty.span(), Mode::MISSING_WP)?;
-            bench.tables.empties.push((attributes, empty));
+            tables.empties.push((attributes, empty));
         }
         register(&self.tracking, span(&pages), Mode::WP)?;
-        bench.tables.registered.insert(pages, attributes);
+        // Anonymous memory is in no file, whatever was there before.
+        tables.in_file.remove(&pages);
+        tables.left.remove(&pages);
+        tables.registered.insert(pages, attributes);
         Ok(())
     }
 
@@ -210,8 +233,7 @@ impl ProcessMemory {
 }
 
 fn area(pages: usize, attributes: Attributes) -> Result<Area, Error> {
-    let style = Style { no_reserve: attributes.no_reserve, huge_pages: attributes.huge_pages };
-    Area::new(pages, style).map_err(|source| Error::System { call: "mmap", source })
+    Area::new(pages, attributes).map_err(|source| Error::System { call: "mmap", source })
 }
 
 fn register(uffd: &Uffd, span: Span, mode: Mode) -> Result<(), Error> {
@@ -247,10 +269,8 @@ impl Memory for ProcessMemory {
         self.tracking
             .unregister(span(&pages))
             .map_err(|source| system("UFFDIO_UNREGISTER", source))?;
-        let tables = &mut *bench.tables;
-        tables.registered.remove(&pages);
-        tables.in_file.remove(&pages);
-        tables.left.remove(&pages);
+        // What had to be left in a file mapping stays known as such: see `calls`.
+        bench.tables.registered.remove(&pages);
         Ok(())
     }
 

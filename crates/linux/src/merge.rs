@@ -20,6 +20,7 @@ use crate::frame_file::{FILE_FRAMES, FrameRun};
 use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, span};
 use crate::num::{PAGE_BYTES, PAGE_SHIFT, address, count, pointer, size};
+use crate::sys;
 use crate::uffd::{Mode, Span};
 use crate::unmerge::populate;
 
@@ -91,6 +92,11 @@ impl ProcessMemory {
         let mut at = pages.start;
         while let Some((piece, attributes)) = bench.tables.registered.next_in(&(at..pages.end)) {
             at = piece.end;
+            if bench.tables.leaving.next_in(&piece).is_some() {
+                let place = |page: Vpn| size(page.0 - pages.start.0);
+                outcomes[place(piece.start)..place(piece.end)].fill(Outcome::Refused);
+                continue;
+            }
             let mut from = piece.start;
             while from < piece.end {
                 let file = bench.tables.in_file.next_in(&(from..piece.end));
@@ -344,9 +350,8 @@ impl ProcessMemory {
     /// Forgets the first `pages` staged pages.
     pub(crate) fn drop_staged(&self, pages: usize) {
         // SAFETY: the staging area is ours, and what is left in it was replaced by equal content.
-        unsafe {
-            libc::madvise(self.staging.as_ptr().cast(), pages * PAGE_SIZE, libc::MADV_DONTNEED);
-        }
+        let _ =
+            unsafe { sys::advise(self.staging.as_ptr(), pages * PAGE_SIZE, libc::MADV_DONTNEED) };
     }
 }
 
@@ -368,19 +373,21 @@ fn map_frames(
     attributes: Attributes,
 ) -> io::Result<()> {
     let reserve = if attributes.no_reserve { libc::MAP_NORESERVE } else { 0 };
-    let offset = i64::try_from((frames.first() + first) << PAGE_SHIFT)
-        .map_err(|_| io::ErrorKind::InvalidInput)?;
+    let len = size(span(run).len);
     // SAFETY: the range is registered memory that the caller has the right to take apart (`Bench`);
     // its content is staged and equal to the frames, so nobody can tell the difference.
-    let mapped = unsafe {
-        libc::mmap(
-            pointer(run.start).cast(),
-            size(span(run).len),
+    unsafe {
+        sys::map(
+            pointer(run.start),
+            len,
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_FIXED | reserve,
             frames.fd(),
-            offset,
+            (frames.first() + first) << PAGE_SHIFT,
         )
-    };
-    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }?;
+    // Mapped it is. Should the machine have no memory for the advice, a child of a fork has the pages
+    // too, or a core dump.
+    let _ = attributes.give_to(pointer(run.start), len);
+    Ok(())
 }

@@ -7,7 +7,10 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+
+use rustix::fs::{Mode, OFlags, RawDir};
 
 /// Devices that never pin a page.
 const HARMLESS_DEVICES: [&str; 9] = [
@@ -36,21 +39,34 @@ const HARMLESS_KINDS: [&str; 9] = [
 ];
 
 /// Whether any file this process has open could hold pins on its pages; true if in doubt.
-pub(crate) fn possible() -> bool {
-    let Ok(files) = fs::read_dir("/proc/self/fd") else {
+#[must_use]
+pub fn possible() -> bool {
+    // Not by opendir: the C library would ask the program's malloc, whose locks may be held by a
+    // thread that waits for this one (it maps memory).
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = rustix::fs::open("/proc/self/fd", flags, Mode::empty()) else {
         return true;
     };
-    files.into_iter().any(|file| {
+    let mut room = [MaybeUninit::uninit(); 4096];
+    let mut files = RawDir::new(&directory, &mut room);
+    while let Some(file) = files.next() {
         let Ok(file) = file else { return true };
-        let Some(fd) = file.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        if file.file_name() == c"." || file.file_name() == c".." {
+            continue;
+        }
+        let Some(fd) = file.file_name().to_str().ok().and_then(|name| name.parse().ok()) else {
             return true;
         };
-        match fs::read_link(file.path()) {
+        let possible = match fs::read_link(format!("/proc/self/fd/{fd}")) {
             Ok(target) => !harmless(fd, &target.to_string_lossy()),
             // Closed since it was listed.
             Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        if possible {
+            return true;
         }
-    })
+    }
+    false
 }
 
 fn harmless(fd: RawFd, target: &str) -> bool {

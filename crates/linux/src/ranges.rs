@@ -85,6 +85,19 @@ impl<T: Copy + PartialEq> Ranges<T> {
         self.by_start.is_empty()
     }
 
+    /// The entries, in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = (Range<Vpn>, T)> + '_ {
+        self.by_start.iter().map(|(start, (end, value))| (*start..*end, *value))
+    }
+
+    /// From the first page with a value to the last.
+    #[must_use]
+    pub fn hull(&self) -> Option<Range<Vpn>> {
+        let (start, _) = self.by_start.first_key_value()?;
+        let (_, (end, _)) = self.by_start.last_key_value()?;
+        Some(*start..*end)
+    }
+
     /// Bytes of memory this takes, nearly: a node of the tree holds 11 entries, and is half full
     /// when they came in order.
     #[must_use]

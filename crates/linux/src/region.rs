@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use numerge_engine::machine::{PAGE_SIZE, Vpn};
 
-use crate::area::{Area, Style};
+use crate::area::Area;
+use crate::maps::Attributes;
 
 /// Anonymous memory of the program, fit to be registered.
 ///
@@ -25,8 +26,8 @@ impl AnonymousRegion {
     /// # Errors
     /// What mmap said.
     pub fn new(bytes: usize) -> io::Result<Self> {
-        let style = Style { no_reserve: true, huge_pages: None };
-        Ok(Self { area: Area::new(bytes.div_ceil(PAGE_SIZE), style)? })
+        let lazily = Attributes { no_reserve: true, ..Attributes::default() };
+        Ok(Self { area: Area::new(bytes.div_ceil(PAGE_SIZE), lazily)? })
     }
 
     /// First byte, page aligned. The address stays the same for ever.

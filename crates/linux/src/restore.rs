@@ -12,6 +12,7 @@ use numerge_engine::machine::Vpn;
 
 use crate::memory::{ProcessMemory, span};
 use crate::num::{PAGE_BYTES, PAGE_SHIFT, address, count, pointer, size};
+use crate::sys;
 use crate::uffd::Mode;
 
 /// Tries to track a range again before that is given up: its content does not depend on it.
@@ -96,8 +97,8 @@ impl ProcessMemory {
         let all = span(run);
         // SAFETY: MAP_FIXED_NOREPLACE maps only where nothing is.
         let mapped = unsafe {
-            libc::mmap(
-                pointer(run.start).cast(),
+            sys::map(
+                pointer(run.start),
                 size(all.len),
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE
@@ -108,7 +109,7 @@ impl ProcessMemory {
                 0,
             )
         };
-        mapped != libc::MAP_FAILED && self.tracking.register(all, Mode::MISSING_WP).is_ok()
+        mapped.is_ok() && self.tracking.register(all, Mode::MISSING_WP).is_ok()
     }
 
     /// Begins to track a mapping just made.

@@ -295,7 +295,9 @@ unsafe fn userfaultfd(flags: i32) -> i32 {
 /// process's memory is for the caller to answer for.
 unsafe fn ioctl<T>(fd: &OwnedFd, request: u64, argument: &mut T) -> io::Result<()> {
     // SAFETY: the caller's promise; the structure lives over the call.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_ioctl, fd.as_raw_fd(), request, std::ptr::from_mut(argument))
+    };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

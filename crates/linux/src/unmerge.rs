@@ -11,7 +11,10 @@ use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::{PageRegion, category};
-use crate::{host, pins};
+use crate::{host, pins, sys};
+
+/// Pages whose pages of zeros are replaced in one go.
+const ZEROS_AT_ONCE: u64 = 4096;
 
 impl ProcessMemory {
     /// Unmerges all pages of some ranges, in ascending order.
@@ -23,14 +26,30 @@ impl ProcessMemory {
         for pages in self.hulls(ranges, pins_possible) {
             self.leave_files(&pages, pins_possible)?;
         }
-        ranges.iter().try_for_each(|pages| self.fill_zeros(pages))
+        ranges.iter().try_for_each(|pages| self.fill_registered_zeros(pages))
+    }
+
+    fn fill_registered_zeros(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
+        let mut at = pages.start;
+        while at < pages.end {
+            // Short, and what is not registered (any more) is left alone.
+            let bench = self.bench();
+            let Some((found, _)) = bench.tables.registered.next_in(&(at..pages.end)) else {
+                break;
+            };
+            let end = found.start.plus(count(&found).min(ZEROS_AT_ONCE));
+            self.fill_zeros(&(found.start..end))?;
+            at = end;
+        }
+        Ok(())
     }
 
     /// Ranges with nothing but pages between them that were written to since they were merged are
     /// taken as one, with those: a run costs what it costs, however long it is, and those pages can
     /// be merged again afterwards.
     fn hulls(&self, ranges: &[Range<Vpn>], pins_possible: bool) -> Vec<Range<Vpn>> {
-        let tables = self.tables();
+        let bench = self.bench();
+        let tables = &bench.tables;
         let mut hulls: Vec<Range<Vpn>> = Vec::with_capacity(ranges.len());
         for pages in ranges {
             match hulls.last_mut() {
@@ -185,12 +204,11 @@ impl ProcessMemory {
 pub(crate) fn populate(pages: &Range<Vpn>) -> Result<(), MemoryError> {
     // SAFETY: changes no content; registered memory of the program.
     let result = unsafe {
-        libc::madvise(pointer(pages.start).cast(), size(span(pages).len), libc::MADV_POPULATE_WRITE)
+        sys::advise(pointer(pages.start), size(span(pages).len), libc::MADV_POPULATE_WRITE)
     };
-    if result == 0 {
+    let Err(error) = result else {
         return Ok(());
-    }
-    let error = std::io::Error::last_os_error();
+    };
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EFAULT | libc::EHWPOISON) => Err(MemoryError::OutOfMemory),
         _ => Err(system("MADV_POPULATE_WRITE", error)),

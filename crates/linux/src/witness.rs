@@ -18,6 +18,8 @@ use std::ptr::NonNull;
 use numerge_engine::machine::PAGE_SIZE;
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::sys;
+
 /// A mapping that forks inherit.
 #[derive(Debug)]
 pub(crate) struct Witness {
@@ -37,7 +39,7 @@ impl Witness {
         )?;
         // SAFETY: asks for a mapping at an address of the kernel's choice; never accessed.
         let mapped = unsafe {
-            libc::mmap(
+            sys::map(
                 std::ptr::null_mut(),
                 PAGE_SIZE,
                 libc::PROT_READ | libc::PROT_WRITE,
@@ -45,17 +47,15 @@ impl Witness {
                 fd.as_raw_fd(),
                 0,
             )
-        };
-        match NonNull::new(mapped.cast::<u8>()) {
-            Some(start) if mapped != libc::MAP_FAILED => Ok(Self { fd, mapped: start }),
-            _ => Err(io::Error::last_os_error()),
-        }
+        }?;
+        let mapped = NonNull::new(mapped).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { fd, mapped })
     }
 
     /// Processes forked from now on have no copy.
     pub(crate) fn withdraw(self) -> Withdrawn {
         // SAFETY: our own mapping, never accessed, and its last use.
-        unsafe { libc::munmap(self.mapped.as_ptr().cast(), PAGE_SIZE) };
+        let _ = unsafe { sys::unmap(self.mapped.as_ptr(), PAGE_SIZE) };
         Withdrawn { fd: self.fd }
     }
 }

@@ -300,8 +300,7 @@ fn register_refuses_what_it_can_not_keep() {
         assert_eq!(result, 0);
     };
     for (set, unset, name) in [
-        (libc::MADV_DONTFORK, libc::MADV_DOFORK, "MADV_DONTFORK"),
-        (libc::MADV_DONTDUMP, libc::MADV_DODUMP, "MADV_DONTDUMP"),
+        (libc::MADV_SEQUENTIAL, libc::MADV_NORMAL, "VmFlags sr"),
         (libc::MADV_WIPEONFORK, libc::MADV_KEEPONFORK, "MADV_WIPEONFORK"),
     ] {
         advise(set);

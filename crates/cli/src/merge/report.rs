@@ -157,7 +157,6 @@ impl Report {
     }
 
     fn to_json(&self) -> Value {
-        let c = &self.counters;
         let seconds: serde_json::Map<String, Value> = self
             .stages()
             .iter()
@@ -168,28 +167,9 @@ impl Report {
             .iter()
             .map(|(stage, times)| ((*stage).into(), times.cpu.into()))
             .collect();
-        json!({
-            "pages_shared": c.pages_shared,
-            "pages_sharing": c.pages_sharing,
-            "pages_unshared": c.pages_unshared,
-            "pages_volatile": c.pages_volatile,
-            "pages_scanned": c.pages_scanned,
-            "full_scans": c.full_scans,
-            "stable_node_chains": c.stable_node_chains,
-            "stable_node_dups": c.stable_node_dups,
-            "stable_nodes_queued": c.stable_nodes_queued,
-            "stable_nodes_replaced": c.stable_nodes_replaced,
-            "ksm_zero_pages": c.ksm_zero_pages,
-            "general_profit": c.general_profit(),
-            "pages_registered": c.pages_registered,
-            "pages_untouched": c.pages_untouched,
-            "pages_held": c.pages_held,
-            "pages_over_budget": c.pages_over_budget,
-            "pages_broken": c.pages_broken,
-            "frames_refused": c.frames_refused,
-            "epoch_lag": c.epoch_lag,
+        let mut all = numerge::json::counters(&self.counters);
+        let more = json!({
             "bytes_registered": self.bytes_registered,
-            "bytes_saved": c.bytes_saved(),
             "host_bytes_freed": self.host_bytes_freed(),
             "mem_available_bytes": {
                 "before": self.before.available_bytes, "after": self.after.available_bytes,
@@ -199,7 +179,6 @@ impl Report {
             "pages_written": self.pages_written,
             "mappings": self.mappings,
             "mappings_limit": self.mappings_limit,
-            "metadata_bytes": c.metadata_bytes,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "nodes": self.nodes.iter().map(node_to_json).collect::<Vec<_>>(),
@@ -217,7 +196,11 @@ impl Report {
             "files_padded": self.padded_files,
             "files_skipped": self.skipped_files,
             "errors": self.errors,
-        })
+        });
+        if let Value::Object(more) = more {
+            all.extend(more);
+        }
+        Value::Object(all)
     }
 
     /// A row a node, where there are several.

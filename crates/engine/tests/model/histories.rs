@@ -1,5 +1,6 @@
 //! Random histories on the in-memory machine, driven through engine and reference model alike.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -30,6 +31,7 @@ fn topology(nodes: u32) -> Topology {
 enum Step {
     Write { page: usize, content: u64, node: usize },
     Fill { from: usize, count: usize, content: u64 },
+    Vanish { from: usize, count: usize },
     Scan,
     Unmerge,
     Limit(u64),
@@ -51,6 +53,7 @@ fn step(nodes: usize) -> impl Strategy<Value = Step> {
             .prop_map(|(page, content, node)| Step::Write { page, content, node }),
         3 => (0..pages, 1..30_usize, 0..5_u64)
             .prop_map(|(from, count, content)| Step::Fill { from, count, content }),
+        1 => (0..pages, 1..30_usize).prop_map(|(from, count)| Step::Vanish { from, count }),
         8 => Just(Step::Scan),
         1 => Just(Step::Unmerge),
         1 => (2..8_u64).prop_map(Step::Limit),
@@ -69,7 +72,7 @@ fn step(nodes: usize) -> impl Strategy<Value = Step> {
 struct Pair {
     machine: Arc<Machine>,
     engine: Engine,
-    _regions: Vec<RegionHandle>,
+    regions: Vec<RegionHandle>,
     clock: Arc<AtomicU32>,
     model: Model,
 }
@@ -110,12 +113,26 @@ impl Pair {
                 engine.register(&memory, vpn(pages[0])..vpn(pages[0] + pages.len())).unwrap()
             })
             .collect();
-        Self { machine, engine, _regions: regions, clock, model }
+        Self { machine, engine, regions, clock, model }
     }
 
     fn write(&mut self, page: usize, content: u64, node: usize) {
         self.machine.write(vpn(page), content, machine_nid(node));
         self.model.write(page, content, node);
+    }
+
+    fn vanish(&mut self, pages: Range<usize>) {
+        for page in pages.clone() {
+            self.machine.discard(vpn(page));
+            self.model.vanish(page);
+        }
+        for region in &self.regions {
+            let all = region.pages();
+            let (start, end) = (vpn(pages.start).max(all.start), vpn(pages.end).min(all.end));
+            if start < end {
+                region.vanished(start..end);
+            }
+        }
     }
 
     fn take(&mut self, step: &Step) {
@@ -127,6 +144,10 @@ impl Pair {
                 for page in from..(from + count).min(pages) {
                     self.write(page, content, page / PAGES_A_NODE);
                 }
+            }
+            Step::Vanish { from, count } => {
+                let pages = self.page_count();
+                self.vanish(from..(from + count).min(pages));
             }
             Step::Scan => (0..engine_nodes(machine).len()).for_each(|node| self.scan(node)),
             Step::Unmerge => {
@@ -262,6 +283,14 @@ fn engine_nodes(machine: &Machine) -> Vec<Nid> {
     topology.nodes().iter().map(|node| node.nid).collect()
 }
 
+/// Whether engine and model know the same after a step. Of what a program writes neither does.
+fn is_checked(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Scan | Step::Unmerge | Step::Limit(_) | Step::Offline(_) | Step::Vanish { .. }
+    )
+}
+
 fn history() -> impl Strategy<Value = (usize, Vec<Step>)> {
     prop_oneof![3 => Just(1_usize), 3 => Just(2), 2 => Just(4), 1 => Just(8)]
         .prop_flat_map(|nodes| (Just(nodes), prop::collection::vec(step(nodes), 1..60)))
@@ -275,11 +304,11 @@ proptest! {
         let mut pair = Pair::new(nodes, u64::from(u32::MAX), 120);
         for step in &steps {
             pair.take(step);
-            if matches!(step, Step::Scan | Step::Unmerge | Step::Limit(_) | Step::Offline(_)) {
+            if is_checked(step) {
                 pair.check();
             }
         }
-        let Pair { engine, machine, _regions, model, .. } = pair;
+        let Pair { engine, machine, regions: _regions, model, .. } = pair;
         engine.shut_down().unwrap();
         prop_assert!(machine.frames().is_empty(), "frames are left");
         for page in 0..nodes * PAGES_A_NODE {

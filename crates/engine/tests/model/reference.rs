@@ -87,15 +87,16 @@ pub(crate) struct Model {
     next_frame: u64,
 }
 
+const UNTOUCHED: Page =
+    Page { content: None, node: 0, dirty: false, pending: false, state: State::Untouched };
+
 impl Model {
     /// `regions`: for each node, the pages of the region that is at home there.
     pub(crate) fn new(knobs: Knobs, pages: usize, regions: Vec<Vec<usize>>) -> Self {
-        let untouched =
-            Page { content: None, node: 0, dirty: false, pending: false, state: State::Untouched };
         Self {
             knobs,
             now_ms: 0,
-            pages: vec![untouched; pages],
+            pages: vec![UNTOUCHED; pages],
             frames: BTreeMap::new(),
             chains: BTreeSet::new(),
             pruned_at: BTreeMap::new(),
@@ -123,6 +124,15 @@ impl Model {
         }
         page.content = Some(content);
         page.dirty = true;
+    }
+
+    /// The program unmaps a page, and the engine is told.
+    pub(crate) fn vanish(&mut self, number: usize) {
+        if let State::Merged(frame) = self.pages[number].state {
+            self.unshare(number, frame);
+        }
+        let node = self.pages[number].node;
+        self.pages[number] = Page { node, ..UNTOUCHED };
     }
 
     /// The operating system moves a page's own memory.

@@ -1,197 +1,19 @@
 //! Frames, candidates and segments that pass from one place to another while something else goes on, or
 //! fails: nothing is lost on the way.
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::Machine;
-use numerge_engine::machine::{
-    FrameError, Frames, Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
-};
+use numerge_engine::machine::{Memory, Vpn};
 use numerge_engine::{Engine, EngineOptions, Knob, Kpfn, Nid, RegionHandle};
-use parking_lot::Mutex;
 
 use crate::bed::{Bed, NIDS, figures, topology};
-
-type Hook = Box<dyn FnOnce() + Send>;
-
-/// The machine, with calls that can be held up or made to fail.
-struct Held {
-    machine: Arc<Machine>,
-    /// Done by calls that ask for the node of this frame alone, after so many others.
-    one_frame: Mutex<Vec<(Kpfn, u64, Hook)>>,
-    /// Done by the next call that gives frames back.
-    free: Mutex<Option<Hook>>,
-    /// Done by the next call that unmerges this page.
-    unmerge: Mutex<Option<(Vpn, Hook)>>,
-    /// Where private copies come to lie, if not where the frame was.
-    copies_on: Mutex<Option<Nid>>,
-    /// Done by the next read of this page.
-    read: Mutex<Option<(Vpn, Hook)>>,
-    /// Done by the next `written` that meets this page.
-    written: Mutex<Option<(Vpn, Hook)>>,
-    /// Whether `written` fails.
-    written_fails: AtomicBool,
-    /// How often asking for the nodes of pages that these lie in fails.
-    nodes_fail: Mutex<(Range<u64>, u64)>,
-    /// Whether nobody can say where frames are.
-    frames_unknown: AtomicBool,
-}
-
-impl Held {
-    fn new(machine: &Arc<Machine>) -> Arc<Self> {
-        Arc::new(Self {
-            machine: Arc::clone(machine),
-            one_frame: Mutex::default(),
-            free: Mutex::default(),
-            unmerge: Mutex::default(),
-            copies_on: Mutex::default(),
-            read: Mutex::default(),
-            written: Mutex::default(),
-            written_fails: AtomicBool::new(false),
-            nodes_fail: Mutex::new((0..0, 0)),
-            frames_unknown: AtomicBool::new(false),
-        })
-    }
-
-    fn run(hook: &Mutex<Option<(Vpn, Hook)>>, pages: &Range<Vpn>) {
-        let due = hook.lock().take_if(|(page, _)| pages.contains(page));
-        if let Some((_, hook)) = due {
-            hook();
-        }
-    }
-}
-
-impl Memory for Held {
-    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
-        Memory::register(&*self.machine, pages)
-    }
-
-    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
-        self.machine.unregister(pages)
-    }
-
-    fn written(
-        &self,
-        pages: Range<Vpn>,
-        max_pages: u64,
-        out: &mut Vec<Written>,
-    ) -> Result<Vpn, MemoryError> {
-        if self.written_fails.load(SeqCst) {
-            let source = std::io::ErrorKind::Other.into();
-            return Err(MemoryError::System { call: "test", source });
-        }
-        let reached = self.machine.written(pages.clone(), max_pages, out);
-        Self::run(&self.written, &pages);
-        reached
-    }
-
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
-        self.machine.kinds(pages, out)
-    }
-
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
-        runs.iter().for_each(|pages| Self::run(&self.read, pages));
-        Memory::read(&*self.machine, runs, each);
-    }
-
-    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
-        self.machine.merge(runs, out);
-    }
-
-    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
-        self.machine.unmerge(ranges)?;
-        ranges.iter().for_each(|pages| Self::run(&self.unmerge, pages));
-        if let Some(nid) = *self.copies_on.lock() {
-            let pages = ranges.iter().flat_map(|range| range.start.0..range.end.0);
-            let count = pages.map(|page| self.machine.move_page(Vpn(page), nid)).count();
-            // As on a real machine.
-            std::thread::sleep(Duration::from_micros(3 * count as u64));
-        }
-        Ok(())
-    }
-
-    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
-        {
-            let (pages, left) = &mut *self.nodes_fail.lock();
-            if *left > 0 && runs.iter().any(|run| pages.contains(&run.start.0)) {
-                *left -= 1;
-                let source = std::io::ErrorKind::Other.into();
-                return Err(MemoryError::System { call: "test", source });
-            }
-        }
-        Memory::nodes_of(&*self.machine, runs, out)
-    }
-
-    fn mappings(&self) -> Result<Mappings, MemoryError> {
-        self.machine.mappings()
-    }
-
-    fn metadata_bytes(&self) -> u64 {
-        0
-    }
-}
-
-impl Frames for Held {
-    fn allocate(&self, nid: Nid, count: u64) -> Result<Range<Kpfn>, FrameError> {
-        self.machine.allocate(nid, count)
-    }
-
-    fn write(&self, kpfn: Kpfn, content: &[u8; PAGE_SIZE]) {
-        Frames::write(&*self.machine, kpfn, content);
-    }
-
-    fn read(&self, kpfn: Kpfn, content: &mut [u8; PAGE_SIZE]) {
-        Frames::read(&*self.machine, kpfn, content);
-    }
-
-    fn free(&self, kpfns: &[Kpfn]) {
-        self.machine.free(kpfns);
-        let hook = self.free.lock().take();
-        hook.into_iter().for_each(|hook| hook());
-    }
-
-    fn nodes_of(&self, kpfns: &[Kpfn], out: &mut Vec<Option<Nid>>) {
-        if let [alone] = kpfns {
-            let mut hooks = self.one_frame.lock();
-            let place = hooks.iter_mut().position(|(kpfn, skip, _)| {
-                let due = kpfn == alone && *skip == 0;
-                *skip -= u64::from(kpfn == alone && !due);
-                due
-            });
-            let hook = place.map(|place| hooks.remove(place).2);
-            drop(hooks);
-            hook.into_iter().for_each(|hook| hook());
-        }
-        if self.frames_unknown.load(SeqCst) {
-            out.extend(kpfns.iter().map(|_| None));
-            return;
-        }
-        Frames::nodes_of(&*self.machine, kpfns, out);
-    }
-
-    fn pool(&self, nid: Nid) -> Vec<Range<Kpfn>> {
-        Frames::pool(&*self.machine, nid)
-    }
-
-    fn withhold(&self, frames: &[Range<Kpfn>]) {
-        self.machine.withhold(frames);
-    }
-
-    fn move_to(&self, kpfns: &[Kpfn], nid: Nid) -> std::io::Result<()> {
-        self.machine.move_to(kpfns, nid)
-    }
-
-    fn metadata_bytes(&self) -> u64 {
-        0
-    }
-}
+use crate::script::{Act, After, Before, Call, Scripted, scripted};
 
 struct Stand {
     machine: Arc<Machine>,
-    held: Arc<Held>,
+    held: Arc<Scripted>,
     engine: Arc<Engine>,
     regions: Vec<RegionHandle>,
 }
@@ -200,7 +22,7 @@ struct Stand {
 fn stand(nodes: usize, pages: u64, nids: &[Nid], options: EngineOptions) -> Stand {
     let all = pages * nids.len() as u64;
     let machine = Machine::new(topology(nodes), usize::try_from(all).unwrap());
-    let held = Held::new(&machine);
+    let held = scripted(&machine);
     let engine = Engine::new(held.clone(), machine.clone(), options).unwrap();
     engine.set(Knob::PagesToScan, 1_000_000).unwrap();
     let mut regions = Vec::new();
@@ -240,15 +62,17 @@ fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_node_too() {
     let (stand, decoy, moved) = one_moved();
     let engine = Arc::clone(&stand.engine);
     // The queue was looked at, now the first tree: the third node's shard begins a pass.
-    let scan: Hook = Box::new(move || {
+    let scan: Act = Box::new(move || {
         std::thread::spawn(move || engine.scan_node(NIDS[2]));
         wait(100);
     });
     // It has swept, and has the frame off the queue.
-    let place: Hook = Box::new(|| wait(300));
-    *stand.held.one_frame.lock() = vec![(decoy, 0, scan), (moved, 1, place)];
+    let place: Act = Box::new(|| wait(300));
+    stand.held.on_later(Before, Call::NodeOfFrame, decoy.0, 0, scan);
+    stand.held.on_later(Before, Call::NodeOfFrame, moved.0, 1, place);
     stand.engine.offline_node(NIDS[1]).unwrap();
     wait(600);
+    assert_eq!(stand.held.clear(), 0);
     let there: Vec<_> = stand.machine.frames().into_iter().filter(|f| f.1 == NIDS[1]).collect();
     assert!(there.is_empty(), "in use on a node that is offline: {there:?}");
 }
@@ -257,7 +81,7 @@ fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_node_too() {
 #[test]
 fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_range_too() {
     let (stand, decoy, moved) = one_moved();
-    let scan = || -> Hook {
+    let scan = || -> Act {
         let engine = Arc::clone(&stand.engine);
         Box::new(move || {
             std::thread::spawn(move || engine.scan_node(NIDS[2]));
@@ -266,10 +90,9 @@ fn s4_5_a_frame_that_is_being_placed_leaves_an_offline_range_too() {
     };
     // While the decoy is unmerged, a sweep queues the other frame, and it can't be placed. In the
     // next round, when it is no news that it moved, it is off the queue for a moment.
-    *stand.held.unmerge.lock() = Some((Vpn(5), scan()));
-    *stand.held.free.lock() = Some(scan());
-    let place: Hook = Box::new(|| wait(400));
-    *stand.held.one_frame.lock() = vec![(moved, 2, place)];
+    stand.held.on_later(After, Call::Unmerge, 5, 0, scan());
+    stand.held.on_later(After, Call::Free, decoy.0, 0, scan());
+    stand.held.on_later(Before, Call::NodeOfFrame, moved.0, 2, Box::new(|| wait(400)));
     let range = decoy.min(moved)..decoy.max(moved).plus(1);
     stand.engine.offline_frames(range.clone()).unwrap();
     wait(600);
@@ -298,7 +121,13 @@ fn s4_5_a_node_goes_offline_while_a_frame_of_it_with_many_sharers_is_merged_with
         std::thread::sleep(Duration::from_millis(5));
     }
     let frame = stand.machine.frames()[0];
-    *stand.held.copies_on.lock() = Some(NIDS[0]);
+    let machine = Arc::clone(&stand.machine);
+    stand.held.each(Call::Unmerge, move |ranges| {
+        let pages = ranges.iter().cloned().flatten();
+        let count = pages.map(|page| machine.move_page(Vpn(page), NIDS[0])).count();
+        // As on a real machine.
+        std::thread::sleep(Duration::from_micros(3 * count as u64));
+    });
     assert_eq!(frame.1, NIDS[1]);
     let engine = Arc::clone(&stand.engine);
     let (send, done) = std::sync::mpsc::channel();
@@ -323,9 +152,9 @@ fn s4_1_a_candidate_that_moved_is_found_though_the_machine_could_not_be_asked_on
     assert_eq!(figures(&stand.engine.counters()), [0, 0, 4, 0, 0]);
     stand.machine.move_page(Vpn(25), NIDS[0]);
     // Once for the sample, once for the candidates.
-    *stand.held.nodes_fail.lock() = (20..40, 2);
+    stand.held.fail(Before, Call::NodesOf, 20..40, 2);
     (0..20).for_each(|_| stand.engine.full_scan());
-    assert_eq!(stand.held.nodes_fail.lock().1, 0);
+    assert_eq!(stand.held.clear(), 0);
     assert_eq!(figures(&stand.engine.counters()), [1, 1, 2, 0, 0]);
 }
 
@@ -333,9 +162,11 @@ fn s4_1_a_candidate_that_moved_is_found_though_the_machine_could_not_be_asked_on
 #[test]
 fn s4_3_a_moved_frame_is_found_though_the_machine_could_not_be_asked_once() {
     let (stand, _, moved) = one_moved();
-    stand.held.frames_unknown.store(true, SeqCst);
+    for call in [Call::NodeOfFrame, Call::NodesOfFrames] {
+        stand.held.fail(Before, call, 0..u64::MAX, u64::MAX);
+    }
     stand.engine.full_scan();
-    stand.held.frames_unknown.store(false, SeqCst);
+    stand.held.clear();
     (0..20).for_each(|_| stand.engine.full_scan());
     // A page of the third node is merged with a frame on the second, for good.
     stand.machine.write(Vpn(220), 60, NIDS[2]);
@@ -366,13 +197,10 @@ fn s3_4_a_full_scan_does_not_leave_out_a_node_that_is_just_going() {
     let stand = stand(2, 100, &[NIDS[0], NIDS[1]], quiet());
     let engine = Arc::clone(&stand.engine);
     let (send, done) = std::sync::mpsc::channel();
-    *stand.held.read.lock() = Some((
-        Vpn(0),
-        Box::new(move || {
-            std::thread::spawn(move || send.send(engine.offline_node(NIDS[1])));
-            std::thread::sleep(Duration::from_millis(200));
-        }),
-    ));
+    stand.held.on(Before, Call::Read, 0, move || {
+        std::thread::spawn(move || send.send(engine.offline_node(NIDS[1])));
+        wait(200);
+    });
     stand.engine.scan_node(NIDS[0]);
     done.recv_timeout(Duration::from_secs(5)).unwrap().unwrap();
     let c = stand.engine.counters();
@@ -387,13 +215,12 @@ fn s3_4_looks_that_are_handed_over_are_no_pass() {
     let engine = Arc::clone(&stand.engine);
     let (send, stopped) = std::sync::mpsc::channel();
     // Scanning stops when the second node's shard has found page 100, the first one's is through.
-    let hook: Hook = Box::new(move || {
+    stand.held.on(After, Call::Written, 100, move || {
         wait(200);
         engine.set(Knob::Run, 0).unwrap();
         wait(100);
         send.send(()).unwrap();
     });
-    *stand.held.written.lock() = Some((Vpn(100), hook));
     stand.engine.set(Knob::Run, 1).unwrap();
     stopped.recv().unwrap();
     wait(100);
@@ -430,9 +257,9 @@ fn s4_1_a_candidate_that_moved_is_found_though_the_machine_failed_to_report_once
     stand.machine.write(Vpn(25), 5, NIDS[1]);
     (0..3).for_each(|_| stand.engine.full_scan());
     stand.machine.move_page(Vpn(25), NIDS[0]);
-    stand.held.written_fails.store(true, SeqCst);
+    stand.held.fail(Before, Call::Written, 0..40, u64::MAX);
     stand.engine.full_scan();
-    stand.held.written_fails.store(false, SeqCst);
+    stand.held.clear();
     (0..20).for_each(|_| stand.engine.full_scan());
     assert_eq!(figures(&stand.engine.counters()), [1, 1, 2, 0, 0]);
 }

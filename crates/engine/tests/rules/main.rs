@@ -2,13 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod aside;
 mod bed;
 mod content;
 mod control;
 mod handover;
 mod homes;
+#[path = "../common/hooked.rs"]
+mod hooked;
+mod late;
 mod limit;
 mod numa;
 mod offline;
 mod races;
 mod scanning;
+mod script;
+mod two;

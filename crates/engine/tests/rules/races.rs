@@ -1,157 +1,15 @@
 //! Interleavings that once went wrong, each made to happen: a call of the machine's is held up while
 //! another shard, or another thread, gets its turn.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use numerge_engine::in_memory::Machine;
-use numerge_engine::machine::{
-    Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
-};
-use numerge_engine::{Engine, EngineOptions, Knob, Nid, RegionHandle};
-use parking_lot::Mutex;
+use numerge_engine::Knob;
+use numerge_engine::machine::{Memory, Vpn};
 
-use crate::bed::{NIDS, topology};
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Call {
-    Written,
-    Read,
-    AfterMerge,
-    AfterUnmerge,
-}
-
-type Hook = Box<dyn FnOnce() -> Result<(), MemoryError> + Send>;
-
-/// The machine's memory; one call of a kind can be given something to do first.
-struct Hooked {
-    machine: Arc<Machine>,
-    hook: Mutex<Option<(Call, Vpn, Hook)>>,
-}
-
-impl Hooked {
-    fn on(&self, call: Call, page: u64, hook: impl FnOnce() + Send + 'static) {
-        let hook: Hook = Box::new(|| {
-            hook();
-            Ok(())
-        });
-        *self.hook.lock() = Some((call, Vpn(page), hook));
-    }
-
-    fn fail(&self, call: Call, page: u64) {
-        let hook: Hook = Box::new(|| {
-            Err(MemoryError::System { call: "test", source: std::io::ErrorKind::Other.into() })
-        });
-        *self.hook.lock() = Some((call, Vpn(page), hook));
-    }
-
-    fn run(&self, call: Call, pages: &Range<Vpn>) -> Result<(), MemoryError> {
-        let due = self.hook.lock().take_if(|(on, page, _)| *on == call && pages.contains(page));
-        due.map_or(Ok(()), |(_, _, hook)| hook())
-    }
-}
-
-impl Memory for Hooked {
-    fn register(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
-        Memory::register(&*self.machine, pages)
-    }
-
-    fn unregister(&self, pages: Range<Vpn>) -> Result<(), MemoryError> {
-        self.machine.unregister(pages)
-    }
-
-    fn written(
-        &self,
-        pages: Range<Vpn>,
-        max_pages: u64,
-        out: &mut Vec<Written>,
-    ) -> Result<Vpn, MemoryError> {
-        let reached = self.machine.written(pages.clone(), max_pages, out)?;
-        self.run(Call::Written, &pages)?;
-        Ok(reached)
-    }
-
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
-        self.machine.kinds(pages, out)
-    }
-
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
-        let mut copies = Vec::new();
-        Memory::read(&*self.machine, runs, &mut |content| copies.push(*content));
-        runs.iter().for_each(|pages| self.run(Call::Read, pages).unwrap());
-        copies.iter().for_each(each);
-    }
-
-    fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
-        self.machine.merge(runs, out);
-        runs.iter().for_each(|run| self.run(Call::AfterMerge, &run.pages).unwrap());
-    }
-
-    fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
-        self.machine.unmerge(ranges)?;
-        ranges.iter().try_for_each(|pages| self.run(Call::AfterUnmerge, pages))
-    }
-
-    fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
-        Memory::nodes_of(&*self.machine, runs, out)
-    }
-
-    fn mappings(&self) -> Result<Mappings, MemoryError> {
-        self.machine.mappings()
-    }
-
-    fn metadata_bytes(&self) -> u64 {
-        0
-    }
-}
-
-/// Two nodes, and a region of 100 pages on each, scanned by its own shard.
-struct Two {
-    machine: Arc<Machine>,
-    memory: Arc<Hooked>,
-    engine: Arc<Engine>,
-    regions: [RegionHandle; 2],
-}
-
-impl Two {
-    fn new() -> Self {
-        let machine = Machine::new(topology(2), 300);
-        let memory = Arc::new(Hooked { machine: machine.clone(), hook: Mutex::new(None) });
-        let options = EngineOptions { background: false, ..EngineOptions::default() };
-        let engine = Arc::new(Engine::new(machine.clone(), machine.clone(), options).unwrap());
-        engine.set(Knob::PagesToScan, 1_000_000).unwrap();
-        let regions = [0, 1].map(|node| {
-            let start = 100 * node as u64;
-            machine.write(Vpn(start), 1000 + start, NIDS[node]);
-            let memory: Arc<dyn Memory> = memory.clone();
-            engine.register(&memory, Vpn(start)..Vpn(start + 100)).unwrap()
-        });
-        Self { machine, memory, engine, regions }
-    }
-
-    fn write(&self, page: u64, content: u64) {
-        self.machine.write(Vpn(page), content, NIDS[usize::from(page >= 100)]);
-    }
-
-    fn scan(&self, node: usize) {
-        self.engine.scan_node(NIDS[node]);
-    }
-
-    /// That what is recorded is what is.
-    fn check(&self) {
-        let c = self.engine.counters();
-        let maps: u64 = self.machine.frames().iter().map(|frame| frame.2).sum();
-        assert_eq!(c.pages_shared + c.pages_sharing, maps, "{c:?}");
-    }
-
-    fn end(self) {
-        drop(self.regions);
-        (0..4).for_each(|_| self.engine.full_scan());
-        drop(self.engine);
-        assert!(self.machine.frames().is_empty(), "{:?}", self.machine.frames());
-    }
-}
+use crate::bed::NIDS;
+use crate::script::{After, Before, Call, scripted};
+use crate::two::Two;
 
 #[test]
 fn s1_1_a_page_merged_by_another_shard_while_it_is_looked_at_stays_merged() {
@@ -166,7 +24,7 @@ fn s1_1_a_page_merged_by_another_shard_while_it_is_looked_at_stays_merged() {
     two.write(6, 60);
     two.write(7, 70);
     let engine = Arc::clone(&two.engine);
-    two.memory.on(Call::Read, 7, move || engine.scan_node(NIDS[1]));
+    two.memory.on(After, Call::Read, 7, move || engine.scan_node(NIDS[1]));
     two.scan(0);
     assert!(two.machine.frame_of(Vpn(7)).is_some());
     two.check();
@@ -189,8 +47,8 @@ fn s5_3_a_region_that_is_let_go_of_lends_no_partners() {
     // A batch that waits for the lock has its turn between unmerging and unregistering.
     let (go, gone) = std::sync::mpsc::channel();
     let memory = Arc::clone(&two.memory);
-    two.memory.on(Call::Written, 107, move || {
-        memory.on(Call::AfterUnmerge, 5, || std::thread::sleep(Duration::from_millis(200)));
+    two.memory.on(After, Call::Written, 107, move || {
+        memory.on(After, Call::Unmerge, 5, || std::thread::sleep(Duration::from_millis(200)));
         go.send(()).unwrap();
         std::thread::sleep(Duration::from_millis(50));
     });
@@ -219,7 +77,7 @@ fn s4_4_a_lone_sharer_is_moved_by_the_shard_that_scans_it() {
     (20..41).for_each(|page| two.write(page, page));
     let (engine, machine) = (Arc::clone(&two.engine), Arc::clone(&two.machine));
     // Shard 0 has found that page 5 left its frame; before it is recorded, shard 1 begins a pass.
-    two.memory.on(Call::Read, 40, move || {
+    two.memory.on(After, Call::Read, 40, move || {
         std::thread::sleep(Duration::from_millis(50));
         machine.move_frame(frame, NIDS[1]);
         engine.scan_node(NIDS[1]);
@@ -240,7 +98,7 @@ fn s3_6_a_page_written_between_its_merge_and_the_record_of_it_is_noticed() {
     two.write(107, 70);
     two.scan(1);
     let (engine, machine) = (Arc::clone(&two.engine), Arc::clone(&two.machine));
-    two.memory.on(Call::AfterMerge, 7, move || {
+    two.memory.on(After, Call::Merge, 7, move || {
         machine.write(Vpn(7), 71, NIDS[0]);
         engine.scan_node(NIDS[0]);
     });
@@ -257,7 +115,7 @@ fn s3_4_what_was_reported_before_an_error_is_looked_at() {
     [5, 6].iter().for_each(|page| two.write(*page, 50));
     (0..3).for_each(|_| two.engine.full_scan());
     two.write(5, 51);
-    two.memory.fail(Call::Written, 5);
+    two.memory.fail(After, Call::Written, 5..6, 1);
     (0..4).for_each(|_| two.engine.full_scan());
     assert_eq!(two.engine.take_errors().len(), 1);
     two.check();
@@ -270,7 +128,7 @@ fn s1_1_a_page_that_seemed_to_collide_belongs_to_one_shard() {
     two.write(7, 70);
     (0..3).for_each(|_| two.scan(0));
     // Another program on the second node, whose pages are merged after those of the first.
-    let other = Arc::new(Hooked { machine: two.machine.clone(), hook: Mutex::new(None) });
+    let other = scripted(&two.machine);
     [205, 206].iter().for_each(|page| two.write(*page, 80));
     two.machine.write(Vpn(200), 200, NIDS[1]);
     let memory: Arc<dyn Memory> = other.clone();
@@ -280,15 +138,15 @@ fn s1_1_a_page_that_seemed_to_collide_belongs_to_one_shard() {
     // Page 7 is taken for a partner, differs when it is merged, and is as before when that is
     // looked into; then, before it is dealt with, its own shard scans.
     let (machine, memory) = (Arc::clone(&two.machine), Arc::clone(&two.memory));
-    two.memory.on(Call::Read, 7, move || {
+    two.memory.on(After, Call::Read, 7, move || {
         let again = Arc::clone(&memory);
-        memory.on(Call::Read, 7, move || {
+        memory.on(After, Call::Read, 7, move || {
             machine.write(Vpn(7), 71, NIDS[0]);
-            again.on(Call::AfterMerge, 7, move || machine.write(Vpn(7), 70, NIDS[0]));
+            again.on(After, Call::Merge, 7, move || machine.write(Vpn(7), 70, NIDS[0]));
         });
     });
     let engine = Arc::clone(&two.engine);
-    other.on(Call::AfterMerge, 205, move || (0..2).for_each(|_| engine.scan_node(NIDS[0])));
+    other.on(After, Call::Merge, 205, move || (0..2).for_each(|_| engine.scan_node(NIDS[0])));
     two.scan(1);
     assert_eq!(two.machine.frame_of(Vpn(205)), two.machine.frame_of(Vpn(206)));
     (0..6).for_each(|_| two.engine.full_scan());
@@ -314,5 +172,49 @@ fn s4_3_a_queued_frame_is_given_back_though_the_trees_became_one() {
     two.engine.set(Knob::MergeAcrossNodes, 1).unwrap();
     (0..4).for_each(|_| two.engine.full_scan());
     assert_eq!(two.engine.counters().stable_nodes_queued, 0);
+    two.end();
+}
+
+fn is_one_frame(two: &Two, pages: [u64; 3]) -> bool {
+    let frames = pages.map(|page| two.machine.frame_of(Vpn(page)));
+    frames[0].is_some() && frames.iter().all(|frame| *frame == frames[0])
+}
+
+#[test]
+fn s3_2_a_frame_that_comes_between_a_pages_two_look_ups_is_found() {
+    let two = Two::new();
+    two.write(7, 70);
+    (0..3).for_each(|_| two.scan(0));
+    [8, 107, 108].iter().for_each(|page| two.write(*page, 70));
+    [0, 1].iter().for_each(|node| two.scan(*node));
+    // Page 8 was not found in the stable tree. While its partner is read, which has changed, the
+    // other shard makes a frame; then page 8 enters the unstable tree.
+    let (engine, machine) = (Arc::clone(&two.engine), Arc::clone(&two.machine));
+    two.memory.on(Before, Call::Read, 7, move || {
+        machine.write(Vpn(7), 71, NIDS[0]);
+        engine.scan_node(NIDS[1]);
+    });
+    two.scan(0);
+    assert_eq!(two.memory.clear(), 0);
+    assert!(is_one_frame(&two, [8, 107, 108]), "{:?}", two.engine.counters());
+    two.check();
+    two.end();
+}
+
+#[test]
+fn s3_2_a_page_that_waits_when_a_frame_with_its_content_comes_is_looked_at_again() {
+    let two = Two::new();
+    [8, 107, 108].iter().for_each(|page| two.write(*page, 70));
+    [0, 1].iter().for_each(|node| two.scan(*node));
+    // Two pages found no partner and get a frame. Before it is in the stable tree, the other shard
+    // looks for one in vain, and its page enters the unstable tree.
+    let engine = Arc::clone(&two.engine);
+    two.memory.on(Before, Call::Allocate, 0, move || engine.scan_node(NIDS[0]));
+    two.scan(1);
+    assert_eq!(two.memory.clear(), 0);
+    assert_eq!(two.machine.frame_of(Vpn(8)), None);
+    (0..2).for_each(|_| two.scan(0));
+    assert!(is_one_frame(&two, [8, 107, 108]), "{:?}", two.engine.counters());
+    two.check();
     two.end();
 }

@@ -1,0 +1,123 @@
+//! How much memory merging gives back while guests run, and how soon: this machine's ksmd, or a numerge
+//! that is there already and does not scan yet.
+//!
+//! `tools/demo` runs this inside `tools/guests`, once for each.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use numerge::control::{Client, path_beside};
+use numerge_linux::available_bytes;
+
+const USAGE: &str = "usage: guests ksmd|numerge";
+/// Between looks at the counters.
+const POLL: Duration = Duration::from_millis(10);
+/// Savings are at rest when they have not grown by a hundredth for so long.
+const REST: Duration = Duration::from_secs(4);
+const TIMEOUT: Duration = Duration::from_secs(120);
+const PAGE_BYTES: u64 = 4096;
+
+/// Who merges.
+enum Merger {
+    Ksmd,
+    Numerge(Client),
+}
+
+impl Merger {
+    /// At its fastest, and not begun.
+    fn find(name: &str) -> io::Result<Self> {
+        match name {
+            "ksmd" => {
+                ksm_set("run", "0")?;
+                if std::fs::exists("/sys/kernel/mm/ksm/advisor_mode")? {
+                    ksm_set("advisor_mode", "none")?;
+                }
+                ksm_set("pages_to_scan", "100000")?;
+                ksm_set("sleep_millisecs", "0")?;
+                Ok(Self::Ksmd)
+            }
+            "numerge" => {
+                let socket = std::env::var_os("NUMERGE_SOCKET").map(PathBuf::from);
+                let socket =
+                    socket.ok_or_else(|| io::Error::other("not run below `numerge run`"))?;
+                let client = Client::connect(&path_beside(&socket)).map_err(io::Error::other)?;
+                Ok(Self::Numerge(client))
+            }
+            _ => Err(io::Error::other(USAGE)),
+        }
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        match self {
+            Self::Ksmd => ksm_set("run", "1"),
+            Self::Numerge(client) => client.set("run", 1).map(drop).map_err(io::Error::other),
+        }
+    }
+
+    fn saved_bytes(&mut self) -> io::Result<u64> {
+        match self {
+            Self::Ksmd => Ok((ksm("pages_sharing")? + ksm("ksm_zero_pages")?) * PAGE_BYTES),
+            Self::Numerge(client) => {
+                let status = client.status().map_err(io::Error::other)?;
+                status["bytes_saved"]
+                    .as_u64()
+                    .ok_or_else(|| io::Error::other(format!("no bytes_saved in {status}")))
+            }
+        }
+    }
+}
+
+fn ksm(name: &str) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/sys/kernel/mm/ksm/{name}"))?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+fn ksm_set(name: &str, value: &str) -> io::Result<()> {
+    std::fs::write(format!("/sys/kernel/mm/ksm/{name}"), value)
+}
+
+fn measure(name: &str) -> io::Result<()> {
+    let mut merger = Merger::find(name)?;
+    let before = available_bytes()?;
+    let began = Instant::now();
+    merger.begin()?;
+    let mut curve: Vec<(f64, u64)> = Vec::new();
+    let (mut most, mut grew) = (0, Instant::now());
+    while grew.elapsed() < REST || most == 0 {
+        if began.elapsed() > TIMEOUT {
+            return Err(io::Error::other("nothing at rest in time"));
+        }
+        let saved = merger.saved_bytes()?;
+        curve.push((began.elapsed().as_secs_f64(), saved));
+        if saved > most + most / 100 {
+            (most, grew) = (saved, Instant::now());
+        }
+        sleep(POLL);
+    }
+    let saved = curve.last().map_or(0, |(_, saved)| *saved);
+    let freed = available_bytes()?.cast_signed() - before.cast_signed();
+    let reached = |share: u64| {
+        let there = curve.iter().find(|(_, now)| *now * 100 >= saved * share);
+        there.map_or(f64::NAN, |(seconds, _)| *seconds)
+    };
+    println!("{saved} {freed} {:.3} {:.3}", reached(95), reached(50));
+    for (seconds, saved) in curve.iter().step_by((curve.len() / 40).max(1)) {
+        eprintln!("{name} {seconds:.3} {}", saved >> 20);
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next().unwrap_or_default();
+    match measure(&name) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guests: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The agent's own heap.
+//!
+//! The program's malloc can't be used: its memory may be merged, so a thread of the agent could wait for
+//! a page that it has frozen itself; and it may be that malloc that called the agent, with its locks held.
+//!
+//! A fork waits until nobody is in here, and the child finds it free.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::cell::UnsafeCell;
+use std::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dlmalloc::{Allocator, Dlmalloc};
+
+/// Memory in pieces from the kernel, by raw system calls.
+struct Kernel;
+
+const PAGE: usize = 4096;
+
+// SAFETY: each call gives or takes whole mappings of this process that nobody else knows of.
+unsafe impl Allocator for Kernel {
+    fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
+        let usable = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: asks for new memory at a place of the kernel's choice.
+        let made = unsafe {
+            libc::syscall(libc::SYS_mmap, ptr::null::<u8>(), size, usable, flags, -1_i64, 0_i64)
+        };
+        if made == -1 {
+            return (ptr::null_mut(), 0, 0);
+        }
+        (ptr::with_exposed_provenance_mut(usize::from_ne_bytes(made.to_ne_bytes())), size, 0)
+    }
+
+    fn remap(&self, _ptr: *mut u8, _old: usize, _new: usize, _can_move: bool) -> *mut u8 {
+        ptr::null_mut()
+    }
+
+    fn free_part(&self, ptr: *mut u8, old: usize, new: usize) -> bool {
+        // SAFETY: the end of a mapping made above, which is not used any more.
+        unsafe { libc::syscall(libc::SYS_munmap, ptr.wrapping_add(new), old - new) == 0 }
+    }
+
+    fn free(&self, ptr: *mut u8, size: usize) -> bool {
+        // SAFETY: a mapping made above, which is not used any more.
+        unsafe { libc::syscall(libc::SYS_munmap, ptr, size) == 0 }
+    }
+
+    fn can_release_part(&self, _flags: u32) -> bool {
+        true
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        true
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE
+    }
+}
+
+/// The heap, for all of this library.
+pub(crate) struct Heap {
+    lock: Mutex<()>,
+    memory: UnsafeCell<Dlmalloc<Kernel>>,
+    /// The lock of a thread that forks, on its way from one handler to the next.
+    forking: UnsafeCell<Option<MutexGuard<'static, ()>>>,
+}
+
+// SAFETY: both cells are touched only by who has the lock.
+unsafe impl Sync for Heap {}
+
+impl Heap {
+    pub(crate) const fn new() -> Self {
+        Self {
+            lock: Mutex::new(()),
+            memory: UnsafeCell::new(Dlmalloc::new_with_allocator(Kernel)),
+            forking: UnsafeCell::new(None),
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Dlmalloc<Kernel>) -> T) -> T {
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: under the lock, and `act` is one call that does not come back here.
+        act(unsafe { &mut *self.memory.get() })
+    }
+
+    /// Keeps everybody out until [`Self::end_fork`].
+    pub(crate) fn begin_fork(&'static self) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: this thread has the lock.
+        unsafe { *self.forking.get() = Some(guard) };
+    }
+
+    /// In parent and child: by the thread that forked, or its image.
+    pub(crate) fn end_fork(&'static self) {
+        // SAFETY: this thread has had the lock since `begin_fork`.
+        drop(unsafe { (*self.forking.get()).take() });
+    }
+}
+
+// SAFETY: passes on what dlmalloc gives, which keeps to the layout.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: any size and alignment of a layout.
+        self.with(|memory| unsafe { memory.malloc(layout.size(), layout.align()) })
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise: from here, with this layout.
+        self.with(|memory| unsafe { memory.free(ptr, layout.size(), layout.align()) });
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: any size and alignment of a layout.
+        self.with(|memory| unsafe { memory.calloc(layout.size(), layout.align()) })
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise: from here, with this layout.
+        self.with(|memory| unsafe { memory.realloc(ptr, layout.size(), layout.align(), new_size) })
+    }
+}

@@ -1,0 +1,301 @@
+//! The one agent of a process: when it begins, what a fork makes of it, and the lock it stands under.
+
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use numerge_engine::machine::Vpn;
+use numerge_linux::{AddressSpace, fork_depth};
+use numerge_protocol::Scope;
+use std::ops::Range;
+
+use crate::client::Client;
+use crate::config::Config;
+use crate::service;
+use crate::space::{Space, hull};
+use crate::sys;
+use crate::threads;
+
+static AGENT: OnceLock<Agent> = OnceLock::new();
+/// Locked only by who holds [`AddressSpace`], so a fork finds it free.
+static SPACE: Mutex<Option<Space>> = Mutex::new(None);
+/// [`fork_depth`] of the process that SPACE is of; changed only by who has it.
+static DEPTH: AtomicU64 = AtomicU64::new(0);
+/// That process.
+static PID: AtomicU32 = AtomicU32::new(0);
+/// Which mappings that the program makes are wanted without being asked for: see [`Unasked`].
+static UNASKED: AtomicU8 = AtomicU8::new(Unasked::None as u8);
+/// Descriptor of the connection, for a fork's child to close; -1 if there is none.
+static CONNECTION: AtomicI32 = AtomicI32::new(-1);
+
+/// Which new private anonymous mappings are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Unasked {
+    /// None.
+    None = 0,
+    /// Those of [`LARGE_BYTES`] and more.
+    Large = 1,
+    /// All (PR_SET_MEMORY_MERGE).
+    All = 2,
+}
+
+/// What counts as large.
+const LARGE_BYTES: usize = 1 << 20;
+
+/// What does not change while the process lives.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) config: Config,
+    /// See [`threads::can_start_anywhere`].
+    can_start_anywhere: bool,
+}
+
+impl Agent {
+    /// What is wanted unasked when the program has not said so itself.
+    pub(crate) fn unasked(&self) -> Unasked {
+        if self.config.scope == Scope::Mapped { Unasked::Large } else { Unasked::None }
+    }
+}
+
+/// Reads the environment, and if it names an engine's socket, begins. Once, before the program runs.
+///
+/// # Errors
+/// A line for people, if a variable is not as it should be; the agent does nothing then.
+pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), String> {
+    let Some(config) = Config::from(variable)? else {
+        return Ok(());
+    };
+    // SAFETY: the handler lives as long as the program, and makes one system call.
+    let watching = unsafe { libc::pthread_atfork(None, None, Some(after_in_child)) };
+    if watching != 0 {
+        return Err("no memory for the handlers of forks".into());
+    }
+    numerge_linux::watch_forks().map_err(|error| error.to_string())?;
+    let can_start_anywhere = threads::can_start_anywhere();
+    PID.store(std::process::id(), Ordering::Relaxed); // nobody else is here yet
+    let mut is_first = false;
+    let agent = AGENT.get_or_init(|| {
+        is_first = true;
+        Agent { config, can_start_anywhere }
+    });
+    if is_first {
+        set_unasked(agent.unasked());
+        if agent.config.scope == Scope::Mapped
+            && !can_start_anywhere
+            && let Some(mut here) = enter()
+        {
+            here.start(true);
+        }
+    }
+    Ok(())
+}
+
+/// The agent, if it has anything to do.
+pub(crate) fn get() -> Option<&'static Agent> {
+    AGENT.get()
+}
+
+/// Whether a new mapping of this length and flags is wanted.
+pub(crate) fn is_wanted(len: usize, flags: i32) -> bool {
+    // Relaxed: the program orders its own prctl with its own mmap.
+    let unasked = UNASKED.load(Ordering::Relaxed);
+    let all = unasked == Unasked::All as u8;
+    let large = unasked == Unasked::Large as u8 && len >= LARGE_BYTES;
+    let special = libc::MAP_GROWSDOWN | libc::MAP_STACK | libc::MAP_HUGETLB;
+    (all || large)
+        && flags & libc::MAP_TYPE == libc::MAP_PRIVATE
+        && flags & libc::MAP_ANONYMOUS != 0
+        && flags & special == 0
+}
+
+pub(crate) fn set_unasked(unasked: Unasked) {
+    UNASKED.store(unasked as u8, Ordering::Relaxed); // as above
+}
+
+/// Whether all new mappings are wanted.
+pub(crate) fn wants_all() -> bool {
+    UNASKED.load(Ordering::Relaxed) == Unasked::All as u8 // as above
+}
+
+/// The connection that a child has to close; None if there is none any more.
+pub(crate) fn set_connection(connection: Option<BorrowedFd<'_>>) {
+    let fd = connection.map_or(-1, |connection| connection.as_raw_fd());
+    CONNECTION.store(fd, Ordering::Relaxed); // read by the image of this process in a child
+}
+
+extern "C" fn after_in_child() {
+    let fd = CONNECTION.swap(-1, Ordering::Relaxed); // alone in this process
+    if fd >= 0 {
+        // SAFETY: the child's copy of a descriptor whose owner, the service thread, is not here.
+        unsafe { libc::syscall(libc::SYS_close, fd) };
+    }
+}
+
+/// What a thread has that may change mappings and what is known of them.
+pub(crate) struct Here {
+    pub(crate) agent: &'static Agent,
+    space: MutexGuard<'static, Option<Space>>,
+    // After the space: fields are dropped in order.
+    pub(crate) held: AddressSpace,
+}
+
+/// Waits for the right to change mappings. None if there is no agent, or if this is a process that the
+/// agent does not know of.
+pub(crate) fn enter() -> Option<Here> {
+    let agent = AGENT.get()?;
+    if is_foreign() {
+        return None;
+    }
+    let held = AddressSpace::hold();
+    let mut space = SPACE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Relaxed: these two change only under the lock.
+    if DEPTH.load(Ordering::Relaxed) != fork_depth() {
+        DEPTH.store(fork_depth(), Ordering::Relaxed);
+        PID.store(std::process::id(), Ordering::Relaxed);
+        let parents = space.take().unwrap_or_default();
+        *space = Some(parents.into_child(&held));
+    }
+    Some(Here { agent, space, held })
+}
+
+/// Whether this process was made by a raw clone(2), with memory of its own and no handlers run: what is
+/// known here is then its parent's.
+fn is_foreign() -> bool {
+    // Relaxed: changes only in a child that is alone.
+    let known = PID.load(Ordering::Relaxed);
+    let this = std::process::id();
+    if this == known || DEPTH.load(Ordering::Relaxed) != fork_depth() {
+        return false;
+    }
+    // The child of a vfork is another process, in the same memory.
+    const KCMP_VM: libc::c_long = 1;
+    // SAFETY: compares two processes, and touches no memory.
+    unsafe { libc::syscall(libc::SYS_kcmp, this, known, KCMP_VM, 0, 0) != 0 }
+}
+
+impl std::ops::Deref for Here {
+    type Target = Space;
+    fn deref(&self) -> &Space {
+        static EMPTY: OnceLock<Space> = OnceLock::new();
+        self.space.as_ref().unwrap_or_else(|| EMPTY.get_or_init(Space::default))
+    }
+}
+
+impl std::ops::DerefMut for Here {
+    fn deref_mut(&mut self) -> &mut Space {
+        self.space.get_or_insert_default()
+    }
+}
+
+impl Here {
+    /// What merges, if it has been started.
+    pub(crate) fn client(&self) -> Option<Arc<Client>> {
+        self.space.as_ref()?.client.clone()
+    }
+
+    /// Sees to it that there is somebody to look at what was noted. `safe` if this can't be in the
+    /// midst of the program's malloc.
+    pub(crate) fn start(&mut self, safe: bool) {
+        if self.started || !(safe || self.agent.can_start_anywhere) {
+            return;
+        }
+        self.started = threads::start_held("numerge-agent", service::run).is_ok();
+    }
+
+    /// The first pages in `pages` that are in file mappings.
+    pub(crate) fn next_file(&self, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
+        let merged = self.client().and_then(|client| client.memory.in_file_in(&self.held, pages));
+        let loose = self.loose.next_in(pages);
+        [merged, loose].into_iter().flatten().min_by_key(|found| found.start)
+    }
+
+    /// `pages` are unmapped or mapped over.
+    pub(crate) fn gone(&mut self, pages: &Range<Vpn>) {
+        self.leave_engine(pages);
+        self.unwant(pages);
+        self.forget_mapping(pages);
+    }
+
+    /// The same of what is wanted still.
+    pub(crate) fn forget_mapping(&mut self, pages: &Range<Vpn>) {
+        if let Some(client) = self.client() {
+            client.memory.forget(&self.held, pages);
+        }
+        let space = self.space.get_or_insert_default();
+        space.loose.forget(&self.held, pages);
+    }
+
+    /// Gives `pages` back to the program, as they would be without us, and has nothing to do with them
+    /// until they are noted again.
+    ///
+    /// # Errors
+    /// ENOMEM; they are as they were.
+    pub(crate) fn let_go(mut self, pages: &Range<Vpn>) -> Result<Self, i32> {
+        self.unnote(pages);
+        let Some(client) = self.client() else {
+            return Ok(self);
+        };
+        if client.memory.registered_in(&self.held, pages).is_none() {
+            return Ok(self);
+        }
+        let job = client.give_back(&self.held, pages.clone());
+        drop(self);
+        let given_back = job.wait();
+        let mut here = enter().ok_or(libc::ENOMEM)?;
+        client.memory.let_go_end(&here.held, pages, given_back);
+        // Freed while the lock is held, like all of the agent's memory that the program's threads free.
+        drop(job);
+        if !given_back {
+            here.note(pages);
+            return Err(libc::ENOMEM);
+        }
+        here.leave_engine(pages);
+        Ok(here)
+    }
+
+    /// Puts fresh memory where pages that the process inherited are in file mappings.
+    pub(crate) fn discard_loose(&mut self, pages: &Range<Vpn>) -> std::io::Result<()> {
+        let space = self.space.get_or_insert_default();
+        space.loose.discard(&self.held, pages)
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        if self.has_work()
+            && let Some(client) = self.client()
+        {
+            client.wake();
+        }
+    }
+}
+
+/// Whether the program was short of mappings, and has some more now.
+pub(crate) fn relieve() -> bool {
+    let Some(here) = enter() else {
+        return false;
+    };
+    let Some(client) = here.client() else {
+        return false;
+    };
+    if here.next_file(&hull()).is_none() {
+        return false;
+    }
+    let job = client.give_back_mappings(&here.held);
+    drop(here);
+    let relieved = job.wait();
+    let here = enter();
+    drop(job);
+    drop(here);
+    relieved
+}
+
+/// Keeps a call's errno from what the agent does on the way.
+pub(crate) fn keeping_errno(call: impl FnOnce() -> sys::Answer) -> sys::Answer {
+    let errno = sys::errno();
+    let answer = call();
+    sys::set_errno(answer.err().unwrap_or(errno));
+    answer
+}

@@ -1,0 +1,119 @@
+//! What the environment asks for.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use numerge_protocol::{Scope, limits};
+
+/// The engine's socket. Without it the agent does nothing.
+pub const SOCKET: &str = "NUMERGE_SOCKET";
+/// What of the program's memory is to be merged: `advised` or `mapped`.
+pub const SCOPE: &str = "NUMERGE_SCOPE";
+/// The security domain to ask for.
+pub const DOMAIN: &str = "NUMERGE_DOMAIN";
+
+/// Longest path of a Unix socket.
+const SOCKET_BYTES: usize = 107;
+
+/// What the agent was asked to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Where the engine listens.
+    pub socket: PathBuf,
+    /// What is registered.
+    pub scope: Scope,
+    /// The security domain, if not the default.
+    pub domain: Option<String>,
+}
+
+impl Config {
+    /// From these variables; None if there is no engine to go to.
+    ///
+    /// # Errors
+    /// A line for people that names the value, and what is allowed.
+    pub fn from(
+        variable: impl Fn(&'static str) -> Option<OsString>,
+    ) -> Result<Option<Self>, String> {
+        let Some(socket) = variable(SOCKET) else {
+            return Ok(None);
+        };
+        if !(1..=SOCKET_BYTES).contains(&socket.as_bytes().len()) {
+            return Err(format!(
+                "{SOCKET}={socket:?}: must be the path of a socket, 1 to {SOCKET_BYTES} bytes"
+            ));
+        }
+        let scope = variable(SCOPE);
+        let scope = match scope.as_deref().map(|scope| scope.to_str()) {
+            None | Some(Some("advised")) => Scope::Advised,
+            Some(Some("mapped")) => Scope::Mapped,
+            Some(_) => {
+                let scope = scope.unwrap_or_default();
+                return Err(format!("{SCOPE}={scope:?}: `advised` and `mapped` are allowed"));
+            }
+        };
+        let domain = variable(DOMAIN);
+        let domain = match domain.as_deref().map(|domain| domain.to_str().filter(is_domain)) {
+            None => None,
+            Some(Some(domain)) => Some(domain.to_owned()),
+            Some(None) => {
+                let domain = domain.unwrap_or_default();
+                return Err(format!(
+                    "{DOMAIN}={domain:?}: 1 to {} bytes of A-Z, a-z, 0-9, '.', '_' and '-' are \
+                     allowed",
+                    limits::DOMAIN_BYTES
+                ));
+            }
+        };
+        Ok(Some(Self { socket: socket.into(), scope, domain }))
+    }
+}
+
+fn is_domain(name: &&str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=limits::DOMAIN_BYTES).contains(&name.len()) && name.chars().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(variables: &[(&str, &str)]) -> Result<Option<Config>, String> {
+        Config::from(|name| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn without_an_engine_there_is_nothing_to_do() {
+        assert_eq!(from(&[(SCOPE, "mapped")]), Ok(None));
+    }
+
+    #[test]
+    fn all_is_taken_over() {
+        let config = from(&[(SOCKET, "/run/x"), (SCOPE, "mapped"), (DOMAIN, "a.b-c_1")]);
+        let wanted = Config {
+            socket: "/run/x".into(),
+            scope: Scope::Mapped,
+            domain: Some("a.b-c_1".into()),
+        };
+        assert_eq!(config, Ok(Some(wanted)));
+        let config = from(&[(SOCKET, "/run/x")]).expect("fine").expect("asked for");
+        assert_eq!((config.scope, config.domain), (Scope::Advised, None));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_is_allowed() {
+        for (name, value, allowed) in [
+            (SOCKET, "", "path of a socket"),
+            (SCOPE, "everything", "`advised` and `mapped`"),
+            (DOMAIN, "a b", "A-Z"),
+            (DOMAIN, "", "1 to 64 bytes"),
+        ] {
+            let error = from(&[(name, value), (SOCKET, "/run/x")]).expect_err("refused");
+            assert!(error.contains(name) && error.contains(value), "{error}");
+            assert!(error.contains(allowed), "{error}");
+        }
+    }
+}

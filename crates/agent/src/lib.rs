@@ -1,0 +1,46 @@
+//! The agent: what runs inside a client program, and merges its memory for an engine outside.
+//!
+//! The preload library (`preload`) passes the program's calls that change mappings to [`calls`], and
+//! calls [`begin`] before the program starts. From there:
+//!
+//! | module | does |
+//! | --- | --- |
+//! | `calls` | sees to it that each call means what it meant without us |
+//! | `agent` | the one agent of the process; the lock; what a fork makes of it |
+//! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
+//! | `client` | what merges; a thread that gives memory back for the program's threads |
+//! | `service`, `session` | the thread that talks to the engine |
+//!
+//! Architecture invariants:
+//! - A thread of the program allocates and frees the agent's memory only while it holds
+//!   `AddressSpace`, which keeps signal handlers away; and calls nothing that calls the program's
+//!   malloc, for it may be that malloc that called.
+//! - A thread of the program never freezes pages.
+//! - What the program's call does and what the engine is told of it happen under one lock.
+//! - Without an engine everything goes on: nothing here waits for one but the service thread.
+//!
+//! # Limits of this version
+//! - Memory of processes made by a raw clone(2) without CLONE_VM is right as long as they do not drop
+//!   (MADV_DONTNEED) what was merged before; they are not merged.
+//! - Static programs, and calls made by raw system calls, are not seen. A program that makes *some* of
+//!   its mappings by library calls, and changes *those* by raw system calls, must not be run with scope
+//!   `mapped`.
+//! - A program that closes descriptors that are not its own ends the merging, and may find descriptors
+//!   of its own used in the agent's stead.
+//! - A program with a malloc of its own in place of the C library's is served from its beginning
+//!   (`mapped`), but its forked children only once they ask for it (`MADV_MERGEABLE`).
+//! - mremap in a fork's child of memory merged before copies the content, if it may move at all.
+
+mod agent;
+pub mod calls;
+mod client;
+pub mod config;
+mod service;
+mod session;
+mod space;
+mod sys;
+mod threads;
+
+pub use agent::begin;
+pub use config::Config;
+pub use sys::{Answer, errno, set_errno};

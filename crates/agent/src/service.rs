@@ -1,0 +1,89 @@
+//! The thread that goes to the engine, again and again, for as long as the process lives.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use numerge_protocol::{Socket, SocketError};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::agent::{self, Agent, enter};
+use crate::client::Client;
+use crate::session::{End, Session};
+
+/// Rest after the first connection that came to nothing, and the longest.
+const FIRST_REST: Duration = Duration::from_millis(100);
+const LONGEST_REST: Duration = Duration::from_secs(5);
+
+/// Serves this process.
+pub(crate) fn run() {
+    let Some(agent) = agent::get() else {
+        return;
+    };
+    let client = match Client::start() {
+        Ok(client) => client,
+        Err(why) => return complain(&why),
+    };
+    if let Some(mut here) = enter() {
+        here.client = Some(client.clone());
+    }
+    let mut rest = FIRST_REST;
+    loop {
+        let began = Instant::now();
+        match attend(agent, &client) {
+            Ok(End::ForEver(why)) => {
+                complain(&why);
+                return;
+            }
+            Ok(End::ForNow) if began.elapsed() > LONGEST_REST => rest = FIRST_REST,
+            Ok(End::ForNow) | Err(_) => {}
+        }
+        let until = Instant::now() + rest;
+        rest = (rest * 2).min(LONGEST_REST);
+        while let Some(left) = until.checked_duration_since(Instant::now()) {
+            // Only the time counts: notes are kept.
+            wait(&client, None, left);
+            drain(&client);
+        }
+    }
+}
+
+/// One connection, from its beginning to its end.
+fn attend(agent: &Agent, client: &Client) -> Result<End, SocketError> {
+    let socket = Socket::connect(&agent.config.socket)?;
+    socket.set_nonblocking(true)?;
+    agent::set_connection(Some(rustix::fd::AsFd::as_fd(&socket)));
+    let end = Session::new(&socket, client).serve(&agent.config);
+    // Before the descriptor is closed, for a child would close another one of this number.
+    if let Some(mut here) = enter() {
+        agent::set_connection(None);
+        here.set_connected(false);
+    }
+    Ok(end)
+}
+
+/// Waits for the socket, or for work; at most `most`.
+pub(crate) fn wait(client: &Client, socket: Option<(&Socket, PollFlags)>, most: Duration) {
+    let mut polled = [
+        PollFd::new(&client.wake, PollFlags::IN),
+        match socket {
+            Some((socket, flags)) => PollFd::new(socket, flags),
+            None => PollFd::new(&client.wake, PollFlags::empty()),
+        },
+    ];
+    let most = Timespec::try_from(most).ok();
+    // Nothing is concluded from it: who called looks for itself.
+    let _ = rustix::event::poll(&mut polled, most.as_ref());
+}
+
+/// Forgets that it was woken.
+pub(crate) fn drain(client: &Client) {
+    // Nothing to forget: fine too.
+    let _ = rustix::io::read(&client.wake, &mut [0; 8]);
+}
+
+/// One line for people, on standard error.
+fn complain(why: &str) {
+    let line = format!("numerge: memory of process {} is not merged: {why}\n", std::process::id());
+    // There is nobody else to tell.
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}

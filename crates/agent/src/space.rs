@@ -1,0 +1,305 @@
+//! What the agent knows of the program's memory, and what the engine is to be told, in order.
+//!
+//! All of it belongs to who holds [`AddressSpace`]: so what the program does, what is merged and what is
+//! told to the engine have one order, and a fork finds it whole.
+//!
+//! Pages that the program wants merged are *wanted*. What is new or has changed of them is *noted*, and
+//! looked at a little later by the service thread, which registers what it can. A page that is gone must
+//! not be registered again before the engine has certainly heard of it, for a merge that crosses with
+//! `Gone` must not be carried out on what came after: such pages are *gone* until the engine has answered
+//! something that was sent later (see [`crate::session`]).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use numerge_engine::machine::Vpn;
+use numerge_linux::{AddressSpace, LoosePages, Ranges};
+use numerge_protocol::{Answer, Sequence};
+
+use crate::client::Client;
+
+/// Messages that may wait to be sent. Beyond, the connection is given up: all begins anew then.
+const QUEUE: usize = 4096;
+
+/// Where anything begins and ends that the agent has to do with, in pages; empty at first. Grows only,
+/// so that who finds a range outside need not take a lock.
+static HULL_START: AtomicU64 = AtomicU64::new(u64::MAX);
+static HULL_END: AtomicU64 = AtomicU64::new(0);
+
+/// Whether a range may hold something the agent has to do with.
+pub(crate) fn may_concern(pages: &Range<Vpn>) -> bool {
+    // Relaxed: whoever may know an address of the program's got it after the store, by means of the
+    // program's own.
+    pages.start.0 < HULL_END.load(Ordering::Relaxed)
+        && HULL_START.load(Ordering::Relaxed) < pages.end.0
+}
+
+/// Pages that may concern the agent, from the first to the last.
+pub(crate) fn hull() -> Range<Vpn> {
+    // Relaxed: as above.
+    Vpn(HULL_START.load(Ordering::Relaxed))..Vpn(HULL_END.load(Ordering::Relaxed))
+}
+
+fn extend_hull(pages: &Range<Vpn>) {
+    HULL_START.fetch_min(pages.start.0, Ordering::Relaxed); // see may_concern()
+    HULL_END.fetch_max(pages.end.0, Ordering::Relaxed); // see may_concern()
+}
+
+/// A message for the engine.
+#[derive(Debug)]
+pub(crate) enum Out {
+    Register { region: u64, pages: Range<Vpn> },
+    Gone(Range<Vpn>),
+    Unregister { region: u64 },
+    Done { sequence: Sequence, answer: Answer<'static> },
+}
+
+/// Everything, for one process.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    /// What the program wants merged.
+    wanted: Ranges<()>,
+    /// Of that, what is to be looked at, with the time of noting in notes.
+    noted: Ranges<u64>,
+    notes: u64,
+    /// What the engine has been told of, by region.
+    regions: Ranges<u64>,
+    /// All of what each of these regions had at first.
+    spans: BTreeMap<u64, Range<Vpn>>,
+    last_region: u64,
+    /// Pages gone, of which the engine may not know yet, with the number of the barrier after which it
+    /// does.
+    gone: Ranges<u64>,
+    /// Number of the next barrier, and the region whose unregistering the engine has yet to answer for
+    /// the one before.
+    next_barrier: u64,
+    barrier: Option<u64>,
+    queue: VecDeque<Out>,
+    /// There is an engine to be told.
+    pub(crate) connected: bool,
+    /// Too much had to be told: the connection is of no use any more.
+    pub(crate) overflown: bool,
+    /// What merges, once it has been started.
+    pub(crate) client: Option<Arc<Client>>,
+    /// The service thread was started, or can't be.
+    pub(crate) started: bool,
+    /// In file mappings since the process was forked.
+    pub(crate) loose: LoosePages,
+}
+
+impl Space {
+    /// What is left to a fork's child of its parent's: where the frames' files are mapped.
+    pub(crate) fn into_child(self, held: &AddressSpace) -> Self {
+        let mut loose = self.loose;
+        if let Some(client) = self.client {
+            loose.inherit(held, &client.memory);
+            // Its threads are not here, its descriptors are the parent's.
+            std::mem::forget(client);
+        }
+        Self { loose, ..Self::default() }
+    }
+
+    /// The program wants these pages merged, which are mapped.
+    pub(crate) fn want(&mut self, pages: &Range<Vpn>) {
+        extend_hull(pages);
+        self.wanted.insert(pages.clone(), ());
+        self.note(pages);
+    }
+
+    /// The program does not want them merged.
+    pub(crate) fn unwant(&mut self, pages: &Range<Vpn>) {
+        self.wanted.remove(pages);
+        self.noted.remove(pages);
+    }
+
+    /// Whether the program wants any of these pages merged.
+    pub(crate) fn wants_any(&self, pages: &Range<Vpn>) -> bool {
+        self.wanted.next_in(pages).is_some()
+    }
+
+    /// What is wanted of these pages has to be looked at (again).
+    pub(crate) fn note(&mut self, pages: &Range<Vpn>) {
+        self.notes += 1;
+        let mut at = pages.start;
+        while let Some((found, ())) = self.wanted.next_in(&(at..pages.end)) {
+            at = found.end;
+            self.noted.insert(found, self.notes);
+        }
+    }
+
+    /// All that is wanted has to be looked at again.
+    pub(crate) fn note_all(&mut self) {
+        self.note(&hull());
+    }
+
+    /// What was noted before is not to be looked at now.
+    pub(crate) fn unnote(&mut self, pages: &Range<Vpn>) {
+        self.noted.remove(pages);
+    }
+
+    /// What was noted and may be registered now, at most `most` ranges, and the time of the last note.
+    /// What was gone before has to wait until the engine has heard of that.
+    pub(crate) fn noted(&self, most: usize) -> (Vec<Range<Vpn>>, u64) {
+        let mut ready = Vec::new();
+        for (pages, _) in self.noted.iter() {
+            let mut at = pages.start;
+            while at < pages.end && ready.len() < most {
+                let gone = self.gone.next_in(&(at..pages.end)).map(|(gone, _)| gone);
+                let gone = gone.unwrap_or(pages.end..pages.end);
+                if at < gone.start {
+                    ready.push(at..gone.start);
+                }
+                at = gone.end;
+            }
+        }
+        (ready, self.notes)
+    }
+
+    /// What of `pages` was noted not later than `time`, and not since.
+    pub(crate) fn still_noted(&self, pages: &Range<Vpn>, time: u64) -> Vec<Range<Vpn>> {
+        let mut still = Vec::new();
+        let mut at = pages.start;
+        while let Some((found, noted)) = self.noted.next_in(&(at..pages.end)) {
+            at = found.end;
+            if noted <= time {
+                still.push(found);
+            }
+        }
+        still
+    }
+
+    /// Pages that are tracked from now on: the engine is told.
+    pub(crate) fn add_region(&mut self, pages: Range<Vpn>) {
+        let region = self.new_region();
+        self.regions.insert(pages.clone(), region);
+        self.spans.insert(region, pages.clone());
+        self.push(Out::Register { region, pages });
+    }
+
+    /// A number no region has.
+    pub(crate) fn new_region(&mut self) -> u64 {
+        self.last_region += 1;
+        self.last_region
+    }
+
+    /// How many regions the engine knows, and how many pages they have.
+    pub(crate) fn registered(&self) -> (u64, u64) {
+        (self.spans.len() as u64, self.regions.pages())
+    }
+
+    /// The engine does not take a region after all: what is left of it.
+    pub(crate) fn drop_region(&mut self, region: u64) -> Vec<Range<Vpn>> {
+        let mut dropped = Vec::new();
+        if let Some(span) = self.spans.remove(&region) {
+            let mut at = span.start;
+            while let Some((found, of)) = self.regions.next_in(&(at..span.end)) {
+                at = found.end;
+                if of == region {
+                    dropped.push(found);
+                }
+            }
+        }
+        for pages in &dropped {
+            self.regions.remove(pages);
+        }
+        dropped
+    }
+
+    /// Tells the engine that it has nothing to do with these pages any more: none is mapped to a frame
+    /// now, or can be.
+    pub(crate) fn leave_engine(&mut self, pages: &Range<Vpn>) {
+        let mut at = pages.start;
+        while let Some((found, region)) = self.regions.next_in(&(at..pages.end)) {
+            at = found.end;
+            self.regions.remove(&found);
+            self.gone.insert(found.clone(), self.next_barrier);
+            self.push_gone(found);
+            if let Some(span) = self.spans.get(&region).cloned() {
+                let mut rest = span.start;
+                let mut any = false;
+                while let Some((other, of)) = self.regions.next_in(&(rest..span.end)) {
+                    rest = other.end;
+                    any |= of == region;
+                }
+                if !any {
+                    self.spans.remove(&region);
+                    self.push(Out::Unregister { region });
+                }
+            }
+        }
+    }
+
+    /// The engine has answered that there is no such region. If that was a barrier, it knows by now
+    /// what was gone before.
+    pub(crate) fn pass_barrier(&mut self, region: u64) {
+        if self.barrier == Some(region) {
+            self.barrier = None;
+            let known = self.gone.iter().filter(|(_, barrier)| *barrier < self.next_barrier);
+            for (pages, _) in known.collect::<Vec<_>>() {
+                self.gone.remove(&pages);
+            }
+        }
+    }
+
+    fn push_gone(&mut self, pages: Range<Vpn>) {
+        if let Some(Out::Gone(last)) = self.queue.back_mut() {
+            if last.end == pages.start {
+                last.end = pages.end;
+                return;
+            }
+            if last.start == pages.end {
+                last.start = pages.start;
+                return;
+            }
+        }
+        self.push(Out::Gone(pages));
+    }
+
+    /// Queues a message, if there is anybody to tell.
+    pub(crate) fn push(&mut self, message: Out) {
+        if !self.connected {
+            return;
+        }
+        if self.queue.len() >= QUEUE {
+            self.overflown = true;
+            return;
+        }
+        self.queue.push_back(message);
+    }
+
+    /// Takes what is queued. After pages that are gone comes a barrier: the engine is asked for a region
+    /// that it can't have, and its answer tells that it has read what was sent before.
+    pub(crate) fn take_queue(&mut self) -> VecDeque<Out> {
+        let is_new = |(_, barrier): (Range<Vpn>, u64)| barrier == self.next_barrier;
+        if self.barrier.is_none() && self.gone.iter().any(is_new) {
+            let region = self.new_region();
+            self.push(Out::Unregister { region });
+            self.barrier = Some(region);
+            self.next_barrier += 1;
+        }
+        std::mem::take(&mut self.queue)
+    }
+
+    /// Whether something is to be sent.
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.queue.is_empty() || self.overflown
+    }
+
+    /// Whether something is to be sent or looked at.
+    pub(crate) fn has_work(&self) -> bool {
+        self.has_queued() || !self.noted.is_empty()
+    }
+
+    /// There is no engine, or a new one that knows nothing.
+    pub(crate) fn set_connected(&mut self, connected: bool) {
+        self.connected = connected;
+        self.overflown = false;
+        self.queue.clear();
+        self.regions = Ranges::new();
+        self.spans.clear();
+        self.gone = Ranges::new();
+        self.barrier = None;
+    }
+}

@@ -1,0 +1,60 @@
+//! The program's own system calls, as the kernel takes them, and its errno.
+
+use std::ops::Range;
+
+use numerge_engine::machine::{PAGE_SIZE, Vpn};
+
+/// What a system call of the program's gave: a number, or an error's.
+pub type Answer = Result<usize, i32>;
+
+/// Makes a system call with the program's own arguments.
+///
+/// # Safety
+/// What the program asks for is the program's to answer for.
+pub(crate) unsafe fn call(number: libc::c_long, arguments: &[usize]) -> Answer {
+    let argument = |n: usize| arguments.get(n).copied().unwrap_or(0);
+    // SAFETY: the caller's promise; arguments the call does not have are ignored by the kernel.
+    let result = unsafe {
+        libc::syscall(
+            number,
+            argument(0),
+            argument(1),
+            argument(2),
+            argument(3),
+            argument(4),
+            argument(5),
+        )
+    };
+    if result == -1 { Err(errno()) } else { Ok(usize::from_ne_bytes(result.to_ne_bytes())) }
+}
+
+/// A flag or a small number of a C call, as the kernel takes it in a register.
+pub(crate) fn register(argument: i32) -> usize {
+    usize::from_ne_bytes(i64::from(argument).to_ne_bytes())
+}
+
+/// This thread's errno.
+pub fn errno() -> i32 {
+    // SAFETY: the C library gives each thread an errno of its own, always readable.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets this thread's errno.
+pub fn set_errno(errno: i32) {
+    // SAFETY: as above, and writable.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// The pages of a range of bytes, the last one whole; None if the kernel would refuse the range: it
+/// begins within a page, or goes beyond the last address.
+pub(crate) fn pages(start: usize, len: usize) -> Option<Range<Vpn>> {
+    let end = start.checked_add(len)?.checked_next_multiple_of(PAGE_SIZE)?;
+    let page = |address: usize| Vpn((address / PAGE_SIZE) as u64);
+    start.is_multiple_of(PAGE_SIZE).then(|| page(start)..page(end))
+}
+
+/// Whether every byte of a range is mapped: ENOMEM and EINVAL as madvise gives them.
+pub(crate) fn check_mapped(start: usize, len: usize) -> Answer {
+    // SAFETY: MS_ASYNC does nothing but this check.
+    unsafe { call(libc::SYS_msync, &[start, len, register(libc::MS_ASYNC)]) }
+}

@@ -1,0 +1,182 @@
+//! An engine for other programs: the server that their agents connect to, and the socket to ask it by.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use numerge::control::{Answer, Answers, Listener, Request, path_beside};
+use numerge::{Knob, KnobError};
+use numerge_server::{Options, Server};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Between looks at whether questions are still being answered.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// `KNOB=VALUE` of the command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Setting {
+    knob: Knob,
+    value: u64,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = || Knob::ALL.map(Knob::name).join(", ");
+        let (name, value) = text.split_once('=').ok_or("KNOB=VALUE is wanted")?;
+        let knob = Knob::from_name(name)
+            .ok_or_else(|| format!("no knob '{name}': there are {}", known()))?;
+        let value = value.parse().map_err(|_| format!("'{value}' is not a number"))?;
+        Ok(Self { knob, value })
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.knob, self.value)
+    }
+}
+
+/// A server, and who answers for it.
+pub(crate) struct Host {
+    control: Listener,
+    server: Arc<Server>,
+}
+
+impl Host {
+    /// Listens at `socket`, and beside it for questions; scans, unless the settings say otherwise.
+    pub(crate) fn start(
+        socket: &Path,
+        options: Options,
+        settings: &[Setting],
+    ) -> Result<Self, Box<dyn Error>> {
+        let server = Arc::new(Server::bind(socket, options)?);
+        // Last of all what makes them begin.
+        let run = settings.iter().rev().find(|setting| setting.knob == Knob::Run);
+        for setting in settings.iter().filter(|setting| setting.knob != Knob::Run) {
+            server.set(setting.knob, setting.value)?;
+        }
+        server.set(Knob::Run, run.map_or(1, |setting| setting.value))?;
+        let answers = Arc::new(Answering(Arc::downgrade(&server)));
+        let control = Listener::bind(&path_beside(socket), answers)?;
+        Ok(Self { control, server })
+    }
+
+    /// Ends. With `keep`, what is merged stays so for as long as its programs live; else all of it is
+    /// unmerged first, as far as they answer. Gives how many did not.
+    pub(crate) fn shut_down(self, keep: bool) -> usize {
+        let Self { control, mut server } = self;
+        drop(control);
+        // Requests that are being answered come to an end.
+        loop {
+            match Arc::try_unwrap(server) {
+                Ok(server) => return server.shut_down(keep),
+                Err(shared) => server = shared,
+            }
+            std::thread::sleep(SETTLE);
+        }
+    }
+}
+
+/// Does not keep the server from ending but while it answers.
+struct Answering(Weak<Server>);
+
+impl Answers for Answering {
+    fn answer(&self, request: Request) -> Answer {
+        let Some(server) = self.0.upgrade() else {
+            return Answer::error(libc::ESHUTDOWN, "the engine is ending");
+        };
+        let unknown = |name: &str| {
+            let known = Knob::ALL.map(Knob::name).join(", ");
+            Answer::error(libc::ENOENT, format_args!("no knob '{name}': there are {known}"))
+        };
+        match request {
+            Request::Get(name) => match Knob::from_name(&name) {
+                Some(knob) => Answer::Value(server.knob(knob)),
+                None => unknown(&name),
+            },
+            Request::Set { knob: name, value } => match Knob::from_name(&name) {
+                Some(knob) => match server.set(knob, value) {
+                    Ok(()) => Answer::Value(server.knob(knob)),
+                    Err(error) => Answer::error(errno(&error), error),
+                },
+                None => unknown(&name),
+            },
+            Request::Status => Answer::Status(status(&server)),
+        }
+    }
+}
+
+/// The kernel's error number for what its own file would have refused.
+fn errno(error: &KnobError) -> i32 {
+    match error {
+        KnobError::Invalid { .. } => libc::EINVAL,
+        KnobError::Busy { .. } => libc::EBUSY,
+        KnobError::Unmerge(_) => libc::EAGAIN,
+    }
+}
+
+fn status(server: &Server) -> Value {
+    let mut status = numerge::json::counters(&server.counters());
+    let clients: Vec<Value> = server
+        .clients()
+        .iter()
+        .map(|client| {
+            json!({
+                "pid": client.pid,
+                "uid": client.user,
+                "domain": client.domain.to_string(),
+                "pages_registered": client.pages_registered,
+                "pages_merged": client.pages_merged,
+            })
+        })
+        .collect();
+    status.insert("clients".into(), clients.into());
+    Value::Object(status)
+}
+
+/// A server of one command's own, at a socket that nobody else can reach.
+pub(crate) struct Own {
+    host: Option<Host>,
+    socket: PathBuf,
+    // Dropped last: the sockets are in it.
+    _directory: TempDir,
+}
+
+impl Own {
+    pub(crate) fn start(settings: &[Setting]) -> Result<Self, Box<dyn Error>> {
+        let place = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let place = place.filter(|place| place.is_dir()).unwrap_or_else(std::env::temp_dir);
+        let directory = tempfile::Builder::new()
+            .prefix("numerge-")
+            .tempdir_in(&place)
+            .map_err(|error| in_place(&place, &error))?;
+        let socket = directory.path().join("socket");
+        let options = Options { socket_mode: 0o600, ..Options::default() };
+        let host = Host::start(&socket, options, settings)?;
+        Ok(Self { host: Some(host), socket, _directory: directory })
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+fn in_place(place: &Path, error: &io::Error) -> String {
+    format!("can't make a directory for a socket in {}: {error}", place.display())
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(host) = self.host.take() {
+            // Descendants of the command that live on keep what they have.
+            host.shut_down(true);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Running a command as if it had been started directly: signals go to it, its end is ours.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::low_level::siginfo::{Cause, Origin};
+
+/// Passed on to the command. The rest does what it always does: what stops a terminal's foreground
+/// stops both.
+const PASSED_ON: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
+
+/// What ends as this program is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// With an exit status.
+    Status(u8),
+    /// By a signal.
+    Signal(i32),
+}
+
+/// Copies of a command that are running.
+pub(crate) struct Copies {
+    children: Vec<Child>,
+    /// Process numbers that can't be anybody else's.
+    alive: Arc<Mutex<Vec<Pid>>>,
+    signals: signal_hook::iterator::Handle,
+}
+
+impl Copies {
+    /// Starts `count` copies. If one can't be started, those that were are killed.
+    pub(crate) fn start(
+        command: &[OsString],
+        environment: &[(OsString, OsString)],
+        count: u32,
+    ) -> io::Result<Self> {
+        let (program, arguments) =
+            command.split_first().ok_or_else(|| io::Error::other("no command"))?;
+        let alive = Arc::new(Mutex::new(Vec::new()));
+        // Before the first copy is there: a signal that comes now is not lost.
+        let signals = pass_on(&alive)?;
+        let mut copies = Self { children: Vec::new(), alive, signals };
+        for _ in 0..count {
+            let mut command = Command::new(program);
+            command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+            match command.spawn() {
+                Ok(child) => {
+                    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+                    copies.alive().extend(pid);
+                    copies.children.push(child);
+                }
+                Err(error) => {
+                    copies.kill();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Waits for all copies. Gives the end of the first, in the order in which they were started, that
+    /// did not end well.
+    pub(crate) fn wait(mut self) -> io::Result<End> {
+        let mut ends = Vec::new();
+        for child in &mut self.children {
+            let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+            if let Some(pid) = pid {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                while let Err(error) = rustix::process::waitid(WaitId::Pid(pid), options) {
+                    if error != rustix::io::Errno::INTR {
+                        return Err(error.into());
+                    }
+                }
+                // It is a zombie still, so its number is nobody else's.
+                alive(&self.alive).retain(|other| *other != pid);
+            }
+            ends.push(end(child.wait()?));
+        }
+        self.signals.close();
+        let first_bad = ends.iter().find(|end| **end != End::Status(0));
+        Ok(first_bad.copied().unwrap_or(End::Status(0)))
+    }
+
+    /// The copies' process numbers.
+    fn alive(&self) -> std::sync::MutexGuard<'_, Vec<Pid>> {
+        alive(&self.alive)
+    }
+
+    fn kill(&mut self) {
+        self.alive().clear();
+        for child in &mut self.children {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        self.signals.close();
+    }
+}
+
+fn alive(alive: &Mutex<Vec<Pid>>) -> std::sync::MutexGuard<'_, Vec<Pid>> {
+    // Only numbers are put in and taken out.
+    alive.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn end(status: ExitStatus) -> End {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => End::Status(u8::try_from(code).unwrap_or(u8::MAX)),
+        (None, Some(signal)) => End::Signal(signal),
+        (None, None) => End::Status(u8::MAX),
+    }
+}
+
+/// Has signals go to the copies from now on.
+fn pass_on(copies: &Arc<Mutex<Vec<Pid>>>) -> io::Result<signal_hook::iterator::Handle> {
+    // What is ignored (nohup) the command is to ignore too, and a handler would not be passed on.
+    let wanted = PASSED_ON.iter().filter(|signal| !is_ignored(**signal));
+    let mut signals = SignalsInfo::<WithOrigin>::new(wanted)?;
+    let handle = signals.handle();
+    let copies = Arc::clone(copies);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for origin in signals.forever() {
+            let Origin { signal, cause, .. } = origin;
+            // A terminal's own signals go to all of its foreground group, the copies too.
+            if matches!(cause, Cause::Kernel) {
+                continue;
+            }
+            let Some(signal) = Signal::from_named_raw(signal) else { continue };
+            for pid in alive(&copies).iter() {
+                // It may have ended just now.
+                let _ = rustix::process::kill_process(*pid, signal);
+            }
+        }
+    })?;
+    Ok(handle)
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: only asks; the kernel fills the structure in if it succeeds.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Ends this program by a signal, as the command ended. Returns if the signal does not do that.
+pub(crate) fn end_by(signal: i32) {
+    // The command's core is the one of interest.
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: None },
+    );
+    // Fails for signals whose default is not to end anything, and no command ends by those.
+    let _ = signal_hook::low_level::emulate_default_handler(signal);
+}

@@ -1,0 +1,60 @@
+//! Programs to run, and to run them by.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Where cargo puts what it builds for this test.
+fn built() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_numerge")).parent().unwrap().into()
+}
+
+/// The preload library, built the first time: a test's dependencies are built as Rust libraries only.
+fn agent() -> &'static Path {
+    static AGENT: OnceLock<PathBuf> = OnceLock::new();
+    AGENT.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "-p", "numerge-agent-preload"]);
+        if built().ends_with("release") {
+            cargo.arg("--release");
+        }
+        cargo.arg("--target-dir").arg(built().parent().unwrap());
+        assert!(cargo.status().unwrap().success(), "the agent does not build");
+        built().join("libnumerge_agent.so")
+    })
+}
+
+/// `numerge` with these arguments.
+pub(crate) fn numerge(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_numerge"));
+    command.args(arguments).env("NUMERGE_AGENT", agent()).env_remove("NUMERGE_SOCKET");
+    command
+}
+
+/// Whether this machine lets programs be merged; says so if not.
+pub(crate) fn can_merge() -> bool {
+    match numerge_linux::check_kernel() {
+        Ok(()) => true,
+        Err(error) => {
+            println!("SKIPPED: {error}");
+            false
+        }
+    }
+}
+
+/// A C program of this directory, built the first time.
+pub(crate) fn c_program(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host").join(name);
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("");
+    let scratch = program.with_extension(std::process::id().to_string());
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&scratch).arg(source);
+    assert!(cc.status().unwrap().success(), "{name} does not build");
+    std::fs::rename(&scratch, &program).unwrap();
+    program
+}
+
+/// A Rust example of this package, which cargo builds for its tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    built().join("examples").join(name)
+}

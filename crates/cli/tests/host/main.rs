@@ -1,0 +1,8 @@
+//! `numerge run` and `numerge daemon`, with programs that know nothing of them.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bed;
+mod decay;
+mod run;
+mod torture;

@@ -1,0 +1,89 @@
+//! The command of `numerge run` does not notice it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::bed::numerge;
+
+#[test]
+fn the_commands_exit_status_is_ours() {
+    for code in [0, 1, 7, 255] {
+        let status = numerge(&["run", "--", "sh", "-c", &format!("exit {code}")]).status().unwrap();
+        assert_eq!(status.code(), Some(code));
+    }
+}
+
+#[test]
+fn a_command_killed_by_a_signal_is_so_for_us() {
+    for signal in [9, 15, 6] {
+        let kill = format!("kill -{signal} $$");
+        let status = numerge(&["run", "--", "sh", "-c", &kill]).status().unwrap();
+        assert_eq!(status.signal(), Some(signal), "{status}");
+    }
+}
+
+#[test]
+fn signals_go_to_the_command() {
+    let script = "trap 'echo got TERM; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
+    let mut child =
+        numerge(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "got TERM\n");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn a_signal_that_is_ignored_stays_so() {
+    let script = "trap '' HUP; exec \"$0\" run -- sh -c 'kill -HUP $$; echo alive'";
+    let output = numerge(&[]);
+    let mut sh = std::process::Command::new("sh");
+    sh.args(["-c", script]).arg(output.get_program());
+    for (name, value) in output.get_envs() {
+        match value {
+            Some(value) => sh.env(name, value),
+            None => sh.env_remove(name),
+        };
+    }
+    let output = sh.output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "alive\n");
+}
+
+#[test]
+fn copies_run_side_by_side_and_the_first_bad_end_counts() {
+    let output = numerge(&["run", "-n", "3", "--", "echo", "here"]).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "here\nhere\nhere\n");
+    let bad = numerge(&["run", "-n", "2", "--", "sh", "-c", "exit 5"]).status().unwrap();
+    assert_eq!(bad.code(), Some(5));
+}
+
+#[test]
+fn bad_arguments_are_named_with_what_is_allowed() {
+    let cases: [(&[&str], &str); 6] = [
+        (&["run", "--", "/no/such/program"], "can't run /no/such/program"),
+        (&["run", "--set", "nonsense=1", "--", "true"], "no knob 'nonsense': there are run,"),
+        (&["run", "--set", "run=x", "--", "true"], "'x' is not a number"),
+        (&["run", "--set", "max_page_sharing=1", "--", "true"], "allowed is 2 to"),
+        (&["run", "--socket", "/no/such/socket", "--", "true"], "no numerge daemon answers at"),
+        (&["run", "--stats", "/no/such/place/x", "--", "true"], "can't write statistics to"),
+    ];
+    for (arguments, said) in cases {
+        let output = numerge(arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success());
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+    let output =
+        numerge(&["run", "--", "true"]).env("NUMERGE_AGENT", "/no/agent").output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/agent"));
+}

@@ -1,0 +1,372 @@
+/* A program that knows nothing of numerge and does to its mergeable memory all that programs do, from
+ * several threads, checking every byte it has reason to know.
+ *
+ * usage: torture SECONDS [SEED]
+ * Ends with 0 and a line of counts, or with 1 and what was wrong.
+ *
+ * Memory is in arenas, each locked while something is done to it. A page's content is given by a small
+ * number, 0 meaning zeros, so that many pages are equal; the numbers are kept beside, in memory that is
+ * not mergeable. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, WORDS = PAGE / 8, ARENAS = 6, PAGES = 600, THREADS = 4, CONTENTS = 24 };
+
+struct arena {
+    pthread_mutex_t lock;
+    uint64_t *memory;
+    uint8_t content[PAGES];
+};
+
+static struct arena arenas[ARENAS];
+/* Held where addresses are free for a moment that are to be mapped again. */
+static pthread_mutex_t addresses = PTHREAD_MUTEX_INITIALIZER;
+static int file_fd;
+static atomic_int stop;
+static atomic_ulong checks, operations, signals_seen;
+static uint64_t *atomic_target;
+
+#define FAIL(...)                                                                                  \
+    do {                                                                                           \
+        fprintf(stderr, "torture: pid %d line %d: ", (int)getpid(), __LINE__);                     \
+        fprintf(stderr, __VA_ARGS__);                                                              \
+        fputc('\n', stderr);                                                                       \
+        _exit(1);                                                                                  \
+    } while (0)
+
+static uint64_t next(uint64_t *random) {
+    uint64_t z = *random += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+static uint64_t word(uint8_t content, unsigned n) {
+    uint64_t seed = content * 1000003u + n;
+    return content ? next(&seed) : 0;
+}
+
+static void fill(struct arena *a, unsigned page, uint8_t content) {
+    uint64_t *at = a->memory + (size_t)page * WORDS;
+    for (unsigned n = 0; n < WORDS; n++) at[n] = word(content, n);
+    a->content[page] = content;
+}
+
+static void check(const struct arena *a, unsigned page, const char *when) {
+    const volatile uint64_t *at = a->memory + (size_t)page * WORDS;
+    for (unsigned n = 0; n < WORDS; n++) {
+        uint64_t found = at[n];
+        if (found != word(a->content[page], n))
+            FAIL("%s: page %u at %p, word %u: %016lx, not content %u (%016lx)", when, page,
+                 (void *)at, n, found, a->content[page], word(a->content[page], n));
+    }
+    checks++;
+}
+
+static void check_all(const struct arena *a, const char *when) {
+    for (unsigned page = 0; page < PAGES; page++) check(a, page, when);
+}
+
+static void offer(void *start, size_t length) {
+    /* EINVAL: a kernel without KSM, and nobody in between. */
+    if (madvise(start, length, MADV_MERGEABLE) && errno != EINVAL)
+        FAIL("MADV_MERGEABLE: %s", strerror(errno));
+}
+
+static uint64_t *map(void *where, size_t length, int flags) {
+    void *at = mmap(where, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
+    if (at == MAP_FAILED) FAIL("mmap: %s", strerror(errno));
+    return at;
+}
+
+/* What a child finds must be what its parent had, and what it does must not show there. */
+static _Noreturn void child(struct arena *a, uint64_t random) {
+    check_all(a, "child, at first");
+    unsigned page = next(&random) % PAGES;
+    fill(a, page, 1 + next(&random) % CONTENTS);
+    check(a, page, "child, written");
+    unsigned first = next(&random) % (PAGES - 16), count = 1 + next(&random) % 16;
+    if (madvise(a->memory + (size_t)first * WORDS, (size_t)count * PAGE, MADV_DONTNEED))
+        FAIL("child: MADV_DONTNEED: %s", strerror(errno));
+    memset(a->content + first, 0, count);
+    for (int n = 0; n < 3; n++) {
+        check_all(a, "child");
+        usleep(next(&random) % 3000);
+    }
+    check_all(a, "child, in the end");
+    _exit(0);
+}
+
+static void reap(pid_t pid) {
+    int status;
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR) FAIL("waitpid: %s", strerror(errno));
+    if (!WIFEXITED(status) || WEXITSTATUS(status)) FAIL("a child ended with %x", status);
+}
+
+static void do_fork(struct arena *a, uint64_t random, int raw) {
+    pid_t pid = raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork();
+    if (pid < 0) {
+        if (errno != EAGAIN && errno != ENOMEM) FAIL("fork: %s", strerror(errno));
+        return;
+    }
+    if (!pid) child(a, random);
+    /* The parent goes on writing while the child looks. */
+    for (int n = 0; n < 20; n++) fill(a, next(&random) % PAGES, next(&random) % CONTENTS);
+    reap(pid);
+}
+
+static void do_spawn(void) {
+    static char *arguments[] = {"true", NULL}, *environment[] = {NULL};
+    pid_t pid = vfork();
+    if (!pid) {
+        execve("/bin/true", arguments, environment);
+        _exit(1);
+    }
+    if (pid > 0) reap(pid);
+}
+
+static void do_direct(struct arena *a, uint64_t *random) {
+    unsigned first = next(random) % (PAGES - 8), count = 1 + next(random) % 8;
+    unsigned from = next(random) % (CONTENTS - 8);
+    ssize_t got = pread(file_fd, a->memory + (size_t)first * WORDS, (size_t)count * PAGE,
+                        (off_t)from * PAGE);
+    if (got != (ssize_t)count * PAGE) FAIL("O_DIRECT: %zd, %s", got, strerror(errno));
+    for (unsigned n = 0; n < count; n++) {
+        a->content[first + n] = from + n;
+        check(a, first + n, "O_DIRECT");
+    }
+}
+
+/* Reads into a registered buffer: its pages are pinned from registering to the end. */
+static void do_uring(struct arena *a, uint64_t *random) {
+    struct io_uring_params params = {0};
+    int ring = (int)syscall(__NR_io_uring_setup, 4, &params);
+    if (ring < 0) return; /* not allowed here */
+    unsigned first = next(random) % (PAGES - 8), count = 1 + next(random) % 8;
+    struct iovec buffer = {a->memory + (size_t)first * WORDS, (size_t)count * PAGE};
+    pthread_mutex_lock(&addresses);
+    size_t sq_size = params.sq_off.array + params.sq_entries * sizeof(unsigned);
+    size_t cq_size = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
+    char *sq = mmap(0, sq_size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
+    char *cq = mmap(0, cq_size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_CQ_RING);
+    struct io_uring_sqe *entries = mmap(0, params.sq_entries * sizeof *entries,
+                                        PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
+    if (sq == MAP_FAILED || cq == MAP_FAILED || entries == MAP_FAILED)
+        FAIL("io_uring's rings: %s", strerror(errno));
+    pthread_mutex_unlock(&addresses);
+    if (!syscall(__NR_io_uring_register, ring, IORING_REGISTER_BUFFERS, &buffer, 1)) {
+        /* Time for the pages to be looked at while they are pinned. */
+        usleep(next(random) % 2000);
+        unsigned from = next(random) % (CONTENTS - 8);
+        memset(entries, 0, sizeof *entries);
+        entries->opcode = IORING_OP_READ_FIXED;
+        entries->fd = file_fd;
+        entries->addr = (uintptr_t)buffer.iov_base;
+        entries->len = count * PAGE;
+        entries->off = (uint64_t)from * PAGE;
+        ((unsigned *)(sq + params.sq_off.array))[0] = 0;
+        atomic_fetch_add((_Atomic unsigned *)(sq + params.sq_off.tail), 1);
+        while (syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+            if (errno != EINTR) FAIL("io_uring_enter: %s", strerror(errno));
+        unsigned *head = (unsigned *)(cq + params.cq_off.head);
+        struct io_uring_cqe *done = (struct io_uring_cqe *)(cq + params.cq_off.cqes) + (*head & (params.cq_entries - 1));
+        if (done->res != (int)count * PAGE) FAIL("io_uring: %d", done->res);
+        for (unsigned n = 0; n < count; n++) {
+            a->content[first + n] = from + n;
+            check(a, first + n, "io_uring, pinned");
+        }
+    }
+    pthread_mutex_lock(&addresses);
+    munmap(sq, sq_size);
+    munmap(cq, cq_size);
+    munmap(entries, params.sq_entries * sizeof *entries);
+    pthread_mutex_unlock(&addresses);
+    close(ring);
+}
+
+static void operate(struct arena *a, uint64_t *random) {
+    unsigned first = next(random) % (PAGES - 64), count = 1 + next(random) % 64;
+    void *start = a->memory + (size_t)first * WORDS;
+    size_t length = (size_t)count * PAGE;
+    switch (next(random) % 40) {
+    case 0:
+        do_fork(a, next(random), 0);
+        break;
+    case 1:
+        do_fork(a, next(random), 1);
+        break;
+    case 2:
+        do_spawn();
+        break;
+    case 3: /* all of it, and again at the same place */
+        pthread_mutex_lock(&addresses);
+        if (munmap(a->memory, (size_t)PAGES * PAGE)) FAIL("munmap: %s", strerror(errno));
+        map(a->memory, (size_t)PAGES * PAGE, MAP_FIXED_NOREPLACE);
+        pthread_mutex_unlock(&addresses);
+        offer(a->memory, (size_t)PAGES * PAGE);
+        memset(a->content, 0, PAGES);
+        break;
+    case 4: /* a part, and again */
+        pthread_mutex_lock(&addresses);
+        if (munmap(start, length)) FAIL("munmap: %s", strerror(errno));
+        map(start, length, MAP_FIXED_NOREPLACE);
+        pthread_mutex_unlock(&addresses);
+        offer(start, length);
+        memset(a->content + first, 0, count);
+        break;
+    case 5: /* mapped over */
+        map(start, length, MAP_FIXED);
+        if (next(random) % 2) offer(start, length);
+        memset(a->content + first, 0, count);
+        break;
+    case 6: { /* moved, and back */
+        pthread_mutex_lock(&addresses);
+        void *there = map(NULL, (size_t)PAGES * PAGE, 0);
+        void *back = a->memory;
+        void *at = mremap(back, (size_t)PAGES * PAGE, (size_t)PAGES * PAGE,
+                          MREMAP_MAYMOVE | MREMAP_FIXED, there);
+        if (at == MAP_FAILED) munmap(there, (size_t)PAGES * PAGE);
+        pthread_mutex_unlock(&addresses);
+        /* EFAULT: it lies in more than one mapping. */
+        if (at == MAP_FAILED && errno == EFAULT) break;
+        if (at != there) FAIL("mremap: %s", strerror(errno));
+        a->memory = there;
+        check_all(a, "moved");
+        fill(a, first, next(random) % CONTENTS);
+        break;
+    }
+    case 7:
+    case 8:
+        if (madvise(start, length, MADV_DONTNEED)) FAIL("MADV_DONTNEED: %s", strerror(errno));
+        memset(a->content + first, 0, count);
+        break;
+    case 9: /* read only, and back */
+        if (mprotect(start, length, PROT_READ)) FAIL("mprotect: %s", strerror(errno));
+        for (unsigned n = 0; n < count; n++) check(a, first + n, "read only");
+        if (mprotect(start, length, PROT_READ | PROT_WRITE)) FAIL("mprotect: %s", strerror(errno));
+        break;
+    case 10: /* nothing, and back */
+        if (mprotect(start, length, PROT_NONE)) FAIL("mprotect: %s", strerror(errno));
+        sched_yield();
+        if (mprotect(start, length, PROT_READ | PROT_WRITE)) FAIL("mprotect: %s", strerror(errno));
+        break;
+    case 11:
+        do_direct(a, random);
+        break;
+    case 12:
+        do_uring(a, random);
+        break;
+    case 13:
+        if (madvise(start, length, MADV_UNMERGEABLE) && errno != EINVAL)
+            FAIL("MADV_UNMERGEABLE: %s", strerror(errno));
+        offer(start, length);
+        break;
+    case 14:
+        if (mlock(start, length) && errno != ENOMEM && errno != EPERM)
+            FAIL("mlock: %s", strerror(errno));
+        for (unsigned n = 0; n < count; n++) check(a, first + n, "locked");
+        munlock(start, length);
+        break;
+    case 15 ... 24: /* equal runs */
+        for (unsigned n = 0; n < count; n++) fill(a, first + n, 1 + n % (CONTENTS - 1));
+        break;
+    default:
+        for (int n = 0; n < 10; n++) {
+            unsigned page = next(random) % PAGES;
+            check(a, page, "before writing");
+            if (next(random) % 4 == 0) {
+                /* A word, and back: the page is another's for a moment. */
+                uint64_t *at = a->memory + (size_t)page * WORDS + next(random) % WORDS;
+                uint64_t old = *at;
+                *(volatile uint64_t *)at = ~old;
+                *(volatile uint64_t *)at = old;
+            } else {
+                fill(a, page, next(random) % CONTENTS);
+            }
+            check(a, page, "written");
+        }
+    }
+    operations++;
+}
+
+static void *work(void *seed) {
+    uint64_t random = (uintptr_t)seed;
+    while (!stop) {
+        struct arena *a = &arenas[next(&random) % ARENAS];
+        pthread_mutex_lock(&a->lock);
+        operate(a, &random);
+        for (int n = 0; n < 20; n++) check(a, next(&random) % PAGES, "after");
+        pthread_mutex_unlock(&a->lock);
+        /* So that pages are at rest now and then. */
+        if (next(&random) % 4 == 0) usleep(next(&random) % 4000);
+    }
+    return NULL;
+}
+
+/* Writes to mergeable memory from a handler, wherever that interrupts. */
+static void on_signal(int number) {
+    (void)number;
+    atomic_target[signals_seen % WORDS]++;
+    signals_seen++;
+}
+
+int main(int argc, char **argv) {
+    int seconds = argc > 1 ? atoi(argv[1]) : 10;
+    uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
+    char name[] = "torture.XXXXXX";
+    file_fd = mkostemp(name, O_DIRECT);
+    if (file_fd < 0 && errno == EINVAL) file_fd = mkstemp(name);
+    if (file_fd < 0) FAIL("a file in this directory: %s", strerror(errno));
+    unlink(name);
+    struct arena scratch = {.memory = map(NULL, PAGES * PAGE, 0)};
+    for (unsigned n = 0; n < CONTENTS; n++) {
+        fill(&scratch, n, n);
+        if (pwrite(file_fd, scratch.memory + (size_t)n * WORDS, PAGE, (off_t)n * PAGE) != PAGE)
+            FAIL("writing the file: %s", strerror(errno));
+    }
+    munmap(scratch.memory, PAGES * PAGE);
+    for (unsigned n = 0; n < ARENAS; n++) {
+        pthread_mutex_init(&arenas[n].lock, NULL);
+        arenas[n].memory = map(NULL, (size_t)PAGES * PAGE, 0);
+        offer(arenas[n].memory, (size_t)PAGES * PAGE);
+    }
+    atomic_target = map(NULL, 1 << 20, 0);
+    offer(atomic_target, 1 << 20);
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigaction(SIGALRM, &action, NULL);
+    struct itimerval every = {{0, 2000}, {0, 2000}};
+    pthread_t threads[THREADS];
+    for (uintptr_t n = 0; n < THREADS; n++)
+        if (pthread_create(&threads[n], NULL, work, (void *)(seed * 1000 + n))) FAIL("no threads");
+    setitimer(ITIMER_REAL, &every, NULL);
+    for (time_t end = time(NULL) + seconds; time(NULL) < end;) usleep(100000);
+    stop = 1;
+    for (int n = 0; n < THREADS; n++) pthread_join(threads[n], NULL);
+    every = (struct itimerval){{0, 0}, {0, 0}};
+    setitimer(ITIMER_REAL, &every, NULL);
+    uint64_t counted = 0;
+    for (unsigned n = 0; n < WORDS; n++) counted += atomic_target[n];
+    if (counted != signals_seen) FAIL("%lu signals, %lu counted in memory", signals_seen, counted);
+    for (unsigned n = 0; n < ARENAS; n++) check_all(&arenas[n], "in the end");
+    printf("%lu operations, %lu pages checked, %lu signals: no error\n", operations, checks,
+           signals_seen);
+    return 0;
+}

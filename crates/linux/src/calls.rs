@@ -1,0 +1,283 @@
+//! What a program does to its own memory, when who merges it sees the calls before they are made.
+//!
+//! Unmapping or mapping over needs no more than to [`forget`](ProcessMemory::forget) what was there. A
+//! call that changes a mapping in another way must find anonymous memory, as the program left it:
+//!
+//! 1. [`let_go_begin`](ProcessMemory::let_go_begin): from now on nothing there is merged.
+//! 2. [`give_back`](ProcessMemory::give_back): what is in file mappings goes back to anonymous memory,
+//!    and mappings are joined. This freezes pages, so the thread that does it must have neither stack
+//!    nor thread-local storage in registered memory, as the program's threads may.
+//! 3. [`let_go_end`](ProcessMemory::let_go_end): the range is not registered any more, and the call is
+//!    made.
+//!
+//! Pages that unmerging had to leave in their file mapping, and those that a fork's child inherited in
+//! one, are private and of the right content. The kernel treats them as it would anonymous memory in
+//! all but a few calls; [`discard`](ProcessMemory::discard) is what MADV_DONTNEED has to be there.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+
+use numerge_engine::machine::{MemoryError, Vpn};
+
+use crate::error::Error;
+use crate::fork::AddressSpace;
+use crate::maps::{self, Attributes, Mapping};
+use crate::memory::{ProcessMemory, Tables, span};
+use crate::num::{PAGE_SHIFT, count, pointer, size};
+use crate::ranges::Ranges;
+use crate::{host, pins, sys};
+
+/// Adjacent pages that were found to be mergeable, and what must be kept of their mapping.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// The pages.
+    pub pages: Range<Vpn>,
+    attributes: Attributes,
+}
+
+impl Part {
+    /// What of `wanted`, in ascending order and disjoint, could be registered as things are now. Reads
+    /// what the kernel says of all mappings, once.
+    ///
+    /// # Errors
+    /// If that can't be read.
+    pub fn find(wanted: &[Range<Vpn>]) -> Result<Vec<Self>, Error> {
+        let parts = maps::mergeable_parts(wanted)?;
+        Ok(parts.into_iter().map(|(pages, attributes)| Self { pages, attributes }).collect())
+    }
+
+    /// The same for some of its pages only.
+    #[must_use]
+    pub fn within(&self, pages: &Range<Vpn>) -> Self {
+        let start = self.pages.start.max(pages.start);
+        let end = self.pages.end.min(pages.end).max(start);
+        Self { pages: start..end, attributes: self.attributes }
+    }
+}
+
+/// Pages in file mappings that a fork's child has from its parent.
+#[derive(Debug, Default)]
+pub struct LoosePages(Ranges<Attributes>);
+
+impl LoosePages {
+    /// The first of them in `pages`.
+    #[must_use]
+    pub fn next_in(&self, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
+        self.0.next_in(pages).map(|(found, _)| found)
+    }
+
+    /// From the first to the last.
+    #[must_use]
+    pub fn hull(&self) -> Option<Range<Vpn>> {
+        self.0.hull()
+    }
+
+    /// `pages` are something else now.
+    pub fn forget(&mut self, _space: &AddressSpace, pages: &Range<Vpn>) {
+        self.0.remove(pages);
+    }
+
+    /// Adds what `memory`, whose process forked this one, had in file mappings.
+    pub fn inherit(&mut self, _space: &AddressSpace, memory: &ProcessMemory) {
+        for (pages, attributes) in memory.tables().in_file.iter() {
+            if !attributes.dont_fork {
+                self.0.insert(pages, attributes);
+            }
+        }
+    }
+
+    /// Puts fresh anonymous memory where they are in `pages`.
+    ///
+    /// # Errors
+    /// What the system said; some may have been replaced.
+    pub fn discard(&mut self, _space: &AddressSpace, pages: &Range<Vpn>) -> io::Result<()> {
+        lay_fresh(&mut self.0, None, pages).map(|_| ())
+    }
+}
+
+impl ProcessMemory {
+    /// Registers a part that is still as it was when it was found.
+    ///
+    /// # Errors
+    /// As [`ProcessMemory::register_range`].
+    pub fn register_part(&self, _space: &AddressSpace, part: &Part) -> Result<(), Error> {
+        if part.pages.is_empty() || self.is_inherited() {
+            return Ok(());
+        }
+        self.register_found(&mut self.tables(), part.pages.clone(), part.attributes)
+    }
+
+    /// The first pages in `pages` that are registered.
+    #[must_use]
+    pub fn registered_in(&self, _space: &AddressSpace, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
+        self.tables().registered.next_in(pages).map(|(found, _)| found)
+    }
+
+    /// The first pages in `pages` that are in file mappings.
+    #[must_use]
+    pub fn in_file_in(&self, _space: &AddressSpace, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
+        self.tables().in_file.next_in(pages).map(|(found, _)| found)
+    }
+
+    /// From the first page that is registered or in a file mapping to the last.
+    #[must_use]
+    pub fn hull(&self, _space: &AddressSpace) -> Option<Range<Vpn>> {
+        let tables = self.tables();
+        let hulls = [tables.registered.hull(), tables.in_file.hull()];
+        hulls.into_iter().flatten().reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+    }
+
+    /// `pages` were unmapped or mapped over.
+    pub fn forget(&self, _space: &AddressSpace, pages: &Range<Vpn>) {
+        let tables = &mut *self.tables();
+        tables.registered.remove(pages);
+        tables.in_file.remove(pages);
+        tables.left.remove(pages);
+        tables.leaving.remove(pages);
+    }
+
+    /// Puts fresh anonymous memory where `pages` are in file mappings, and gives where that was. It is
+    /// not registered.
+    ///
+    /// # Errors
+    /// What the system said; some may have been replaced.
+    pub fn discard(
+        &self,
+        _space: &AddressSpace,
+        pages: &Range<Vpn>,
+    ) -> io::Result<Vec<Range<Vpn>>> {
+        let tables = &mut *self.tables();
+        let Tables { registered, in_file, left, leaving, .. } = tables;
+        let fresh = lay_fresh(in_file, Some(registered), pages)?;
+        for pages in &fresh {
+            registered.remove(pages);
+            left.remove(pages);
+            leaving.remove(pages);
+        }
+        Ok(fresh)
+    }
+
+    /// Nothing in `pages` is merged from now on.
+    pub fn let_go_begin(&self, _space: &AddressSpace, pages: &Range<Vpn>) {
+        self.tables().leaving.insert(pages.clone(), ());
+    }
+
+    /// Gives what is registered in `pages` and in file mappings back to anonymous memory, as one mapping
+    /// where it was one. Takes the [`AddressSpace`] itself, again and again. Who must not call this:
+    /// see [the module](self).
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`]; what was not given back is intact, in its file mapping.
+    pub fn give_back(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
+        if self.is_inherited() {
+            return Ok(());
+        }
+        let pins_possible = pins::possible();
+        let mut at = pages.start;
+        loop {
+            let bench = self.bench();
+            let Some((found, _)) = bench.tables.registered.next_in(&(at..pages.end)) else {
+                break;
+            };
+            let merged = bench.tables.in_file.next_in(&found).is_some();
+            drop(bench);
+            if merged && count(&found) > host::spare_pages() {
+                return Err(MemoryError::OutOfMemory);
+            }
+            self.leave_files(&found, pins_possible)?;
+            at = found.end;
+        }
+        let mut bench = self.bench();
+        if bench.tables.islands > 0 {
+            bench.tables.islands = 0;
+            drop(bench);
+            self.join();
+        }
+        Ok(())
+    }
+
+    /// Ends what [`let_go_begin`](Self::let_go_begin) began: `pages` are registered no more, or, if they
+    /// could not be given back, as they were.
+    pub fn let_go_end(&self, _space: &AddressSpace, pages: &Range<Vpn>, given_back: bool) {
+        let tables = &mut *self.tables();
+        tables.leaving.remove(pages);
+        let mut at = pages.start;
+        while given_back && let Some((found, _)) = tables.registered.next_in(&(at..pages.end)) {
+            // Fails if the range is no valid one, which it is.
+            let _ = self.tracking.unregister(span(&found));
+            at = found.end;
+        }
+        if given_back {
+            tables.registered.remove(pages);
+        }
+    }
+
+    /// Ranges in file mappings, of as few pages as possible, to be given back when the program needs
+    /// mappings: at most `most`.
+    #[must_use]
+    pub fn smallest_in_files(&self, _space: &AddressSpace, most: usize) -> Vec<Range<Vpn>> {
+        let tables = self.tables();
+        let mut found: Vec<_> = tables.in_file.iter().map(|(pages, _)| pages).collect();
+        found.sort_unstable_by_key(count);
+        found.truncate(most);
+        found
+    }
+}
+
+/// Puts fresh anonymous memory where `files` are in `pages`, takes those out of `files` and gives them.
+fn lay_fresh(
+    files: &mut Ranges<Attributes>,
+    registered: Option<&Ranges<Attributes>>,
+    pages: &Range<Vpn>,
+) -> io::Result<Vec<Range<Vpn>>> {
+    let mut fresh = Vec::new();
+    let mut at = pages.start;
+    while let Some((found, attributes)) = files.next_in(&(at..pages.end)) {
+        at = found.end;
+        let readable_writable = libc::PROT_READ | libc::PROT_WRITE;
+        let known = registered.and_then(|registered| registered.next_in(&found));
+        if known.is_some_and(|(known, _)| known == found) {
+            lay(&found, readable_writable, attributes)?;
+        } else {
+            // Since it was merged the program may have protected it otherwise.
+            for (part, protection) in protections(&found)? {
+                lay(&part, protection, attributes)?;
+            }
+        }
+        files.remove(&found);
+        fresh.push(found);
+    }
+    Ok(fresh)
+}
+
+fn lay(pages: &Range<Vpn>, protection: i32, attributes: Attributes) -> io::Result<()> {
+    let reserve = if attributes.no_reserve { libc::MAP_NORESERVE } else { 0 };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | reserve;
+    let (start, len) = (pointer(pages.start), size(span(pages).len));
+    // SAFETY: the program has asked for the content to be dropped.
+    unsafe { sys::map(start, len, protection, flags, -1, 0) }?;
+    if let Some(advice) = attributes.huge_pages {
+        // SAFETY: changes no content.
+        unsafe { sys::advise(start, len, advice) }?;
+    }
+    attributes.give_to(start, len)
+}
+
+/// The mappings of `pages`, with their protection as in mmap(2).
+fn protections(pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    let mut found = Vec::new();
+    for mapping in maps.lines().filter_map(Mapping::parse) {
+        let start = Vpn(mapping.bytes.start >> PAGE_SHIFT).max(pages.start);
+        let end = Vpn(mapping.bytes.end >> PAGE_SHIFT).min(pages.end);
+        if start >= end {
+            continue;
+        }
+        let bits = [('r', libc::PROT_READ), ('w', libc::PROT_WRITE), ('x', libc::PROT_EXEC)];
+        let has = |letter| mapping.permissions.contains(letter);
+        let protection = bits.iter().filter(|(letter, _)| has(*letter)).map(|(_, bit)| bit).sum();
+        found.push((start..end, protection));
+    }
+    Ok(found)
+}
