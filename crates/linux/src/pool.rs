@@ -642,6 +642,91 @@ mod tests {
         assert_eq!(backed(&pools), 40);
     }
 
+    /// A child that maps a frame and waits to be killed.
+    fn child_with(run: &FrameRun) -> libc::pid_t {
+        let (fd, offset) = (run.fd(), i64::try_from(run.first() << PAGE_SHIFT).expect("an offset"));
+        // SAFETY: maps a page of a file at an address of the kernel's choice; the child inherits it,
+        // makes no call but to wait, and the mapping here is taken away again.
+        unsafe {
+            let mapped = libc::mmap(
+                std::ptr::null_mut(),
+                PAGE_SIZE,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                fd,
+                offset,
+            );
+            assert_ne!(mapped, libc::MAP_FAILED);
+            let child = libc::fork();
+            if child == 0 {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+            libc::munmap(mapped, PAGE_SIZE);
+            child
+        }
+    }
+
+    fn end(child: libc::pid_t) {
+        // SAFETY: ends and reaps a child of this process.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+        }
+    }
+
+    /// Settles until as many frames wait: while processes come and go nothing can be told.
+    fn settle_at(pools: &FramePools, wanted: u64) {
+        for _ in 0..1000 {
+            if pools.settle() == wanted {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{} frames wait, not {wanted}", pools.waiting_frames());
+    }
+
+    #[test]
+    fn s1_1_frames_wait_for_who_mapped_them_before_it_was_served() {
+        let (pools, nid) = pools();
+        let pools = Arc::new(pools);
+        let frames = list(&pools.allocate(nid, 3).expect("frames"));
+        let child = child_with(&pools.locate(frames[1], 1).expect("a frame"));
+        let pid = NonZero::new(child).expect("a child");
+        let serving = pools.serve(pid, 4242).expect("a process");
+        pools.free(&frames);
+        settle_at(&pools, 1);
+        drop(serving);
+        settle_at(&pools, 1);
+        end(child);
+        settle_at(&pools, 0);
+        assert_eq!(backed(&pools), 0);
+    }
+
+    #[test]
+    fn s1_1_frames_do_not_wait_for_who_is_served() {
+        let (pools, nid) = pools();
+        let pools = Arc::new(pools);
+        let frames = list(&pools.allocate(nid, 3).expect("frames"));
+        let child = child_with(&pools.locate(frames[1], 1).expect("a frame"));
+        let pid = child.unsigned_abs();
+        let known = ProcessId::of(pid).expect("a process");
+        pools.served().known.insert(7, known);
+        pools.served().next = 8;
+        pools.free(&frames[..2]);
+        settle_at(&pools, 0);
+        pools.served().known.clear();
+        let first = pools.locate(frames[2], 1).expect("a frame");
+        let other = child_with(&first);
+        pools.free(&frames[2..]);
+        settle_at(&pools, 1);
+        end(other);
+        settle_at(&pools, 0);
+        end(child);
+    }
+
     #[test]
     fn a_file_for_others_is_open_for_reading_only() {
         let (pools, nid) = pools();

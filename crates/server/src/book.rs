@@ -17,7 +17,7 @@ const QUESTIONS: usize = 8;
 
 /// How long a client may be silent that was asked something, before nobody waits for it any more.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// What that becomes for one that kept somebody waiting for nothing again and again.
+/// What that becomes for one that keeps others waiting more often than it answers.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Most ranges that are kept track of. A program has a mapping for each, of which it has fewer.
@@ -329,6 +329,11 @@ impl Book {
         oldest.is_some_and(|oldest| now > oldest.max(self.heard) + self.patience)
     }
 
+    /// When it last said something.
+    pub(crate) const fn heard(&self) -> Instant {
+        self.heard
+    }
+
     // What it says.
 
     /// The client said something.
@@ -344,9 +349,7 @@ impl Book {
             self.asked.insert(number, (asked, since));
             return Err(lie);
         }
-        if since.elapsed() < self.patience {
-            self.patience = (self.patience * 2).min(PATIENCE);
-        }
+        self.patience = (self.patience * 2).min(PATIENCE);
         self.check_pieces()
     }
 

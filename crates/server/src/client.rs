@@ -5,7 +5,7 @@
 
 use std::num::NonZero;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -48,6 +48,7 @@ pub(crate) struct Client {
 struct Guest {
     pid: NonZero<i32>,
     user: u32,
+    pidfd: OwnedFd,
     process: RemoteProcess,
     domain: Arc<Domain>,
     serving: Serving,
@@ -65,7 +66,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
             return;
         }
     };
-    let Guest { pid, user, process, domain, serving } = guest;
+    let Guest { pid, user, pidfd, process, domain, serving } = guest;
     let client = Arc::new(Client {
         pid,
         user,
@@ -86,7 +87,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
             let rejection = Rejection::new(Reason::Unavailable, "no thread could be started");
             client.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
         } else {
-            client.listen(&mut buffer);
+            client.listen(&mut buffer, pidfd.as_fd());
         }
         client.end();
     });
@@ -96,7 +97,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
 /// again.
 fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>, Rejection> {
     let other = |error: &dyn std::fmt::Display| Rejection::new(Reason::Other, error.to_string());
-    let received = match link.receive(buffer, Some(HELLO_WAIT)) {
+    let received = match link.receive(buffer, Some(HELLO_WAIT), None) {
         Ok(Some(received)) => received,
         Ok(None) => return Ok(None),
         Err(error) => return Rejection::of_receiving(&error).map_or(Ok(None), Err),
@@ -125,14 +126,18 @@ fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>,
     let id = host.options.domains.resolve(peer.uid, namespace, domain.as_deref())?;
     let domain = host.domain(&id)?;
     let serving = domain.pools().serve(pid, peer.uid).map_err(|error| other(&error))?;
-    Ok(Some(Guest { pid, user: peer.uid, process, domain, serving }))
+    // Lives still, so that it is this one which is served, and no later one of its number.
+    if process.is_gone() {
+        return Ok(None);
+    }
+    Ok(Some(Guest { pid, user: peer.uid, pidfd, process, domain, serving }))
 }
 
 impl Client {
-    /// Reads what the client says until the connection ends.
-    fn listen(&self, buffer: &mut Buffer) {
+    /// Reads what the client says until the connection ends, or the process that a pidfd stands for.
+    fn listen(&self, buffer: &mut Buffer, process: BorrowedFd<'_>) {
         loop {
-            let taken = match self.memory.link().receive(buffer, None) {
+            let taken = match self.memory.link().receive(buffer, None, Some(process)) {
                 Ok(Some((message, _))) => self.take(message),
                 Ok(None) => return,
                 Err(error) => {

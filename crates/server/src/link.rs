@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use numerge_linux::FramePools;
@@ -53,8 +53,8 @@ impl Link {
     pub(crate) fn send_patiently(&self, message: &ToClient<'_>, most: Duration) -> bool {
         match self.send(message) {
             Err(SendError::WouldBlock) => {
-                self.poll(PollFlags::OUT, Some(most)).is_ok_and(|ready| ready)
-                    && self.send(message).is_ok()
+                let mut polled = [PollFd::new(&self.socket, PollFlags::OUT)];
+                poll(&mut polled, Some(most)).is_ok_and(|ready| ready) && self.send(message).is_ok()
             }
             sent => sent.is_ok(),
         }
@@ -81,21 +81,29 @@ impl Link {
         Ok(())
     }
 
-    /// Waits for the next message: None at the end of the connection, or if it takes too long.
+    /// Waits for the next message: None at the end of the connection, if it takes too long, or if
+    /// `process`, a pidfd, has ended without having said more: a child of it may hold the other end
+    /// open.
     pub(crate) fn receive(
         &self,
         buffer: &mut Buffer,
         most: Option<Duration>,
+        process: Option<BorrowedFd<'_>>,
     ) -> Result<Option<(ToEngine<'static>, Vec<OwnedFd>)>, ReceiveError> {
+        let mut is_last = false;
         loop {
             match self.socket.receive(buffer) {
+                Err(ReceiveError::WouldBlock) if is_last => return Ok(None),
                 Err(ReceiveError::WouldBlock) => {}
                 received => return received,
             }
-            let ready = self.poll(PollFlags::IN, most);
-            if !ready.map_err(|source| ReceiveError::System { call: "poll", source })? {
+            let failed = |source| ReceiveError::System { call: "poll", source };
+            let mut polled = vec![PollFd::new(&self.socket, PollFlags::IN)];
+            polled.extend(process.map(|process| PollFd::from_borrowed_fd(process, PollFlags::IN)));
+            if !poll(&mut polled, most).map_err(failed)? {
                 return Ok(None);
             }
+            is_last = polled.get(1).is_some_and(|process| !process.revents().is_empty());
         }
     }
 
@@ -103,17 +111,16 @@ impl Link {
     pub(crate) fn hang_up(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
+}
 
-    /// Waits until the socket is ready; false if it takes too long.
-    fn poll(&self, flags: PollFlags, most: Option<Duration>) -> io::Result<bool> {
-        let most = most.map(Timespec::try_from).transpose();
-        let most = most.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        loop {
-            let mut polled = [PollFd::new(&self.socket, flags)];
-            match rustix::event::poll(&mut polled, most.as_ref()) {
-                Err(rustix::io::Errno::INTR) => {}
-                ready => return Ok(ready? > 0),
-            }
+/// Waits until something is ready; false if it takes too long.
+fn poll(polled: &mut [PollFd<'_>], most: Option<Duration>) -> io::Result<bool> {
+    let most = most.map(Timespec::try_from).transpose();
+    let most = most.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    loop {
+        match rustix::event::poll(polled, most.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
         }
     }
 }

@@ -30,6 +30,8 @@ const SLOT_WAIT: Duration = Duration::from_millis(10);
 const MERGE_WAIT: Duration = Duration::from_millis(250);
 /// How long an unmerge waits for a client that gives signs of life.
 const UNMERGE_WAIT: Duration = Duration::from_millis(500);
+/// How long a client may be silent, where nobody else waits.
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// The memory of a client.
 pub(crate) struct RemoteMemory {
@@ -76,12 +78,13 @@ impl RemoteMemory {
         !book.is_over()
     }
 
-    /// Waits until the client has answered all that it was asked; false if it is silent.
+    /// Waits until the client has answered all that it was asked; false if it is silent. For who holds
+    /// nobody up.
     pub(crate) fn wait_for_answers(&self) -> bool {
         let mut book = self.book();
         let since = Instant::now();
         while book.is_asked_anything() && !book.is_over() {
-            let deadline = book.patient_until(since).min(since + UNMERGE_WAIT);
+            let deadline = book.heard().max(since) + ANSWER_WAIT;
             if Instant::now() >= deadline {
                 return false;
             }

@@ -27,8 +27,8 @@ use crate::signals;
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 const SETTLE_SHARE: u32 = 20;
 
-/// Times that unmerging all is tried when clients had not answered yet.
-const UNMERGE_TRIES: u32 = 8;
+/// Times that unmerging all is tried when clients had not answered yet, as on a busy machine.
+const UNMERGE_TRIES: u32 = 256;
 
 /// How long to wait when resources for another client have run out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -371,7 +371,17 @@ impl Agent {
                 fork(|| while (0..pages).all(|page| has(start, page, first + page * step)) {})
                     .to_string()
             }
-            // The same, and its memory is what it is now.
+            // A child that outlives its parent, and has all that was open.
+            "fork-orphan" => fork(|| {
+                // SAFETY: ends when it is killed, or after more time than any test takes.
+                unsafe {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+                    libc::alarm(100);
+                    libc::pause();
+                }
+            })
+            .to_string(),
+            // As "fork", and its memory is what it is now.
             "fork-as-is" => {
                 let (start, pages) = region(words[1]);
                 let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;

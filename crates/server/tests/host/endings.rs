@@ -149,6 +149,24 @@ fn s1_1_a_forks_child_keeps_what_its_parent_gave_up() {
 }
 
 #[test]
+fn s5_3_a_killed_client_whose_child_holds_the_connection_open() {
+    let Some(bed) = Bed::new() else { return };
+    let mut one = bed.client_with(PAGES, 1, 1);
+    let mut other = bed.client_with(PAGES, 1, 1);
+    bed.until_merged(PAGES, PAGES);
+    let orphan: libc::pid_t = one.ask("fork-orphan").parse().unwrap();
+    one.kill();
+    client_count(&bed, 1);
+    bed.until_merged(PAGES, 0);
+    other.kill();
+    client_count(&bed, 0);
+    until(|| bed.server.waiting_frames() == PAGES, || "the frames are free".into());
+    // SAFETY: ends the child of our child.
+    unsafe { libc::kill(orphan, libc::SIGKILL) };
+    until(|| bed.server.waiting_frames() == 0, || format!("{} wait", bed.server.waiting_frames()));
+}
+
+#[test]
 fn s1_1_who_hangs_up_and_lives_keeps_its_memory() {
     let Some(bed) = Bed::new() else { return };
     let mut one = bed.client_with(PAGES, 1, 1);
