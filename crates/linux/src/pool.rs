@@ -50,7 +50,8 @@ const FILES: usize = 1 << (Kpfn::BITS - FILE_SHIFT);
 pub struct FramePools {
     topology: Arc<Topology>,
     pools: Vec<NodePool>,
-    /// By file number. Only grows; files live as long as the pools.
+    /// By file number. Only grows; files live as long as the pools. No other lock but a file's own is
+    /// waited for under this one.
     files: RwLock<Vec<Arc<PoolFile>>>,
     waiting: Mutex<Quarantine>,
     /// Files with any of these frames hand out no more.
@@ -527,10 +528,11 @@ impl Frames for FramePools {
         if self.is_inherited() {
             return 0; // the locks may have been held by threads that are not here
         }
+        let waiting = self.waiting().bytes();
         let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
         let rows = files.iter().map(|file| file.metadata_bytes()).sum::<u64>();
         rows + (size_of::<Self>()
-            + self.waiting().bytes()
+            + waiting
             + self.pools.capacity() * size_of::<NodePool>()
             + files.capacity() * (size_of::<Arc<PoolFile>>() + size_of::<usize>()))
             as u64
@@ -577,6 +579,21 @@ mod tests {
         let blocks =
             files.iter().map(|file| file.frames().file().metadata().expect("stat").blocks());
         blocks.sum::<u64>() / 8
+    }
+
+    /// Who gives frames back locks what waits, then the list of files, which who adds a file wants
+    /// alone: who locks them the other way round holds up all three for ever.
+    #[test]
+    fn who_counts_metadata_waits_without_the_list_of_files() {
+        let (pools, _) = pools();
+        std::thread::scope(|scope| {
+            let waiting = pools.waiting();
+            scope.spawn(|| pools.metadata_bytes());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            let is_free = pools.files.try_write().is_ok();
+            drop(waiting);
+            assert!(is_free, "locked by who waits");
+        });
     }
 
     #[test]
