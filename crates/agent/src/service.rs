@@ -13,6 +13,8 @@ use crate::session::{End, Session};
 /// Rest after the first connection that came to nothing, and the longest.
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(5);
+/// A connection that lasted as long was worth having.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// Serves this process.
 pub(crate) fn run() {
@@ -34,7 +36,7 @@ pub(crate) fn run() {
                 complain(&why);
                 return;
             }
-            Ok(End::ForNow) if began.elapsed() > LONGEST_REST => rest = FIRST_REST,
+            Ok(End::ForNow) if began.elapsed() > LASTING => rest = FIRST_REST,
             Ok(End::ForNow) | Err(_) => {}
         }
         let until = Instant::now() + rest;
