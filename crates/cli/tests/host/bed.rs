@@ -9,25 +9,29 @@ fn built() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_numerge")).parent().unwrap().into()
 }
 
-/// The preload library, built the first time: a test's dependencies are built as Rust libraries only.
-fn agent() -> &'static Path {
-    static AGENT: OnceLock<PathBuf> = OnceLock::new();
-    AGENT.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "numerge-agent-preload"]);
-        if built().ends_with("release") {
-            cargo.arg("--release");
+/// What a test run alone does not have cargo build, built the first time: the preload library, of which
+/// cargo builds for tests only what is Rust, and the examples that are run as programs.
+fn build() {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        for what in [&["-p", "numerge-agent-preload"][..], &["-p", "numerge", "--examples"]] {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["build", "--quiet"]).args(what);
+            if built().ends_with("release") {
+                cargo.arg("--release");
+            }
+            cargo.arg("--target-dir").arg(built().parent().unwrap());
+            assert!(cargo.status().unwrap().success(), "{what:?} does not build");
         }
-        cargo.arg("--target-dir").arg(built().parent().unwrap());
-        assert!(cargo.status().unwrap().success(), "the agent does not build");
-        built().join("libnumerge_agent.so")
-    })
+    });
 }
 
 /// `numerge` with these arguments.
 pub(crate) fn numerge(arguments: &[&str]) -> Command {
+    build();
     let mut command = Command::new(env!("CARGO_BIN_EXE_numerge"));
-    command.args(arguments).env("NUMERGE_AGENT", agent()).env_remove("NUMERGE_SOCKET");
+    let agent = built().join("libnumerge_agent.so");
+    command.args(arguments).env("NUMERGE_AGENT", agent).env_remove("NUMERGE_SOCKET");
     command
 }
 
@@ -54,7 +58,8 @@ pub(crate) fn c_program(name: &str) -> PathBuf {
     program
 }
 
-/// A Rust example of this package, which cargo builds for its tests.
+/// A Rust example of this package.
 pub(crate) fn example(name: &str) -> PathBuf {
+    build();
     built().join("examples").join(name)
 }
