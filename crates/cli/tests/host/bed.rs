@@ -16,10 +16,8 @@ fn build() {
     BUILT.get_or_init(|| {
         for what in [&["-p", "numerge-agent-preload"][..], &["-p", "numerge", "--examples"]] {
             let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--quiet"]).args(what);
-            if built().ends_with("release") {
-                cargo.arg("--release");
-            }
+            let profile = if built().ends_with("release") { "release" } else { "test" };
+            cargo.args(["build", "--quiet", "--profile", profile]).args(what);
             cargo.arg("--target-dir").arg(built().parent().unwrap());
             assert!(cargo.status().unwrap().success(), "{what:?} does not build");
         }
