@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use numerge::control::{Client, path_beside};
 use numerge_linux::available_bytes;
 
-const USAGE: &str = "usage: guests ksmd|numerge";
+const USAGE: &str = "usage: guests ksmd|numerge [BYTES_ANOTHER_SAVED]";
 /// Between looks at the counters.
 const POLL: Duration = Duration::from_millis(10);
 /// Savings are at rest when they have not grown by a hundredth for so long.
@@ -79,7 +79,9 @@ fn ksm_set(name: &str, value: &str) -> io::Result<()> {
     std::fs::write(format!("/sys/kernel/mm/ksm/{name}"), value)
 }
 
-fn measure(name: &str) -> io::Result<()> {
+/// Prints what was saved and given back, in bytes, and seconds: until 95 % of that was saved, and until 95 %
+/// of what another saved was.
+fn measure(name: &str, another: Option<u64>) -> io::Result<()> {
     let mut merger = Merger::find(name)?;
     let before = available_bytes()?;
     let began = Instant::now();
@@ -99,11 +101,11 @@ fn measure(name: &str) -> io::Result<()> {
     }
     let saved = curve.last().map_or(0, |(_, saved)| *saved);
     let freed = available_bytes()?.cast_signed() - before.cast_signed();
-    let reached = |share: u64| {
-        let there = curve.iter().find(|(_, now)| *now * 100 >= saved * share);
+    let reached = |wanted: u64| {
+        let there = curve.iter().find(|(_, now)| *now * 100 >= wanted * 95);
         there.map_or(f64::NAN, |(seconds, _)| *seconds)
     };
-    println!("{saved} {freed} {:.3} {:.3}", reached(95), reached(50));
+    println!("{saved} {freed} {:.3} {:.3}", reached(saved), reached(another.unwrap_or(saved)));
     for (seconds, saved) in curve.iter().step_by((curve.len() / 40).max(1)) {
         eprintln!("{name} {seconds:.3} {}", saved >> 20);
     }
@@ -113,7 +115,8 @@ fn measure(name: &str) -> io::Result<()> {
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_default();
-    match measure(&name) {
+    let another = arguments.next().map(|bytes| bytes.parse().map_err(|_| io::Error::other(USAGE)));
+    match another.transpose().and_then(|another| measure(&name, another)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("guests: {error}");
