@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use numerge::default_socket;
 use numerge_server::{Domains, Members, Options};
+use rustix::io::FdFlags;
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -72,6 +74,17 @@ fn domains(path: &Path) -> Result<Domains, Box<dyn Error>> {
     Ok(Domains { by_user, named: named.collect() })
 }
 
+/// The socket that systemd has bound and passes, if it does: see sd_listen_fds(3).
+fn passed_socket() -> Option<OwnedFd> {
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    let passed = is("LISTEN_PID", &std::process::id().to_string()) && is("LISTEN_FDS", "1");
+    // SAFETY: descriptor 3 was passed to this process for it to take, and this is called once.
+    let passed = passed.then(|| unsafe { OwnedFd::from_raw_fd(3) })?;
+    // What it is, who listens by it will see.
+    let _ = rustix::io::fcntl_setfd(&passed, FdFlags::CLOEXEC);
+    Some(passed)
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -84,7 +97,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             .map_err(|error| format!("can't make {}: {error}", directory.display()))?;
     }
     let options = Options { domains, ..Options::default() };
-    let host = Host::start(&socket, options, &arguments.settings)?;
+    let host = Host::start(&socket, passed_socket(), options, &arguments.settings)?;
     tracing::info!(socket = %socket.display(), "listening");
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "ending");

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
@@ -50,13 +51,19 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Listens at `socket`, and beside it for questions; scans, unless the settings say otherwise.
+    /// Listens at `socket`, or by `passed`, which is bound there already, and beside it for questions;
+    /// scans, unless the settings say otherwise.
     pub(crate) fn start(
         socket: &Path,
+        passed: Option<OwnedFd>,
         options: Options,
         settings: &[Setting],
     ) -> Result<Self, Box<dyn Error>> {
-        let server = Arc::new(Server::bind(socket, options)?);
+        let server = match passed {
+            Some(passed) => Server::listen(passed.try_into()?, options)?,
+            None => Server::bind(socket, options)?,
+        };
+        let server = Arc::new(server);
         // Last of all what makes them begin.
         let run = settings.iter().rev().find(|setting| setting.knob == Knob::Run);
         for setting in settings.iter().filter(|setting| setting.knob != Knob::Run) {
@@ -159,7 +166,7 @@ impl Own {
             .map_err(|error| in_place(&place, &error))?;
         let socket = directory.path().join("socket");
         let options = Options { socket_mode: 0o600, ..Options::default() };
-        let host = Host::start(&socket, options, settings)?;
+        let host = Host::start(&socket, None, options, settings)?;
         Ok(Self { host: Some(host), socket, _directory: directory })
     }
 
