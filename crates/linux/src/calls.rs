@@ -186,7 +186,7 @@ impl ProcessMemory {
 
     /// Gives what is registered in `pages` and in file mappings back to anonymous memory, as one mapping
     /// where it was one. Takes the [`AddressSpace`] itself, again and again. Who must not call this:
-    /// see [the module](self).
+    /// threads of the program.
     ///
     /// # Errors
     /// [`MemoryError::OutOfMemory`]; what was not given back is intact, in its file mapping.
@@ -235,8 +235,8 @@ impl ProcessMemory {
     }
 
     /// Gives small mappings of files, side by side if there are such, back to anonymous memory, at
-    /// most `most` of them, and gives how many were tried. Who must not call this: see
-    /// [the module](self).
+    /// most `most` of them, and gives how many were tried. Who must not call this:
+    /// threads of the program.
     ///
     /// # Errors
     /// If /proc/self/maps can't be read.
