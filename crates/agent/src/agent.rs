@@ -67,12 +67,7 @@ pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), 
     let Some(config) = Config::from(variable)? else {
         return Ok(());
     };
-    // SAFETY: the handler lives as long as the program, and makes one system call.
-    let watching = unsafe { libc::pthread_atfork(None, None, Some(after_in_child)) };
-    if watching != 0 {
-        return Err("no memory for the handlers of forks".into());
-    }
-    numerge_linux::watch_forks().map_err(|error| error.to_string())?;
+    watch_forks()?;
     let can_start_anywhere = threads::can_start_anywhere();
     PID.store(std::process::id(), Ordering::Relaxed); // nobody else is here yet
     let mut is_first = false;
@@ -90,6 +85,24 @@ pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Has forks seen from now on. The earlier, the better: see the preload library. Does nothing the second
+/// time.
+///
+/// # Errors
+/// A line for people, if there is no memory for the handlers.
+pub fn watch_forks() -> Result<(), String> {
+    static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
+    let watch = || {
+        // SAFETY: the handler lives as long as the program, and makes one system call.
+        let watching = unsafe { libc::pthread_atfork(None, None, Some(after_in_child)) };
+        if watching != 0 {
+            return Err("no memory for the handlers of forks".into());
+        }
+        numerge_linux::watch_forks().map_err(|error| error.to_string())
+    };
+    WATCHING.get_or_init(watch).clone()
 }
 
 /// The agent, if it has anything to do.
@@ -232,9 +245,19 @@ impl Here {
 
     /// `pages` are unmapped or mapped over.
     pub(crate) fn gone(&mut self, pages: &Range<Vpn>) {
+        self.disown(pages);
         self.leave_engine(pages);
         self.unwant(pages);
         self.forget_mapping(pages);
+    }
+
+    /// A call failed that would have unmapped `pages` first, and may have done so.
+    pub(crate) fn gone_if_unmapped(&mut self, pages: Option<&Range<Vpn>>) {
+        if let Some(pages) = pages
+            && !sys::are_mapped(pages)
+        {
+            self.gone(pages);
+        }
     }
 
     /// `pages` were moved, and lie `to` now.

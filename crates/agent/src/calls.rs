@@ -64,18 +64,32 @@ pub unsafe fn mmap(
     let arguments = [at, len, register(protection), register(flags), register(fd), offset];
     // SAFETY: the program's own call.
     let call = || unsafe { sys::call(libc::SYS_mmap, &arguments) };
-    let is_over_something = flags & libc::MAP_FIXED != 0 && concerned(at, len).is_some();
-    let is_wanted = agent::get().is_some() && agent::is_wanted(len, flags);
-    if !is_wanted && !is_over_something {
-        return relieved(call);
+    if agent::get().is_none() {
+        return call();
+    }
+    let is_own = flags & libc::MAP_TYPE == libc::MAP_PRIVATE && flags & libc::MAP_ANONYMOUS != 0;
+    let is_wanted = agent::is_wanted(len, flags);
+    let over = if flags & libc::MAP_FIXED == 0 { None } else { concerned(at, len) };
+    if !is_own && over.is_none() {
+        let made = relieved(call)?;
+        // Something may have been there that was unmapped unseen.
+        if let Some(pages) = concerned(made, len)
+            && let Some(mut here) = enter()
+        {
+            here.gone(&pages);
+        }
+        return Ok(made);
     }
     relieved(|| {
         let Some(mut here) = enter() else {
             return call();
         };
-        let made = call()?;
+        let made = call().inspect_err(|_| here.gone_if_unmapped(over.as_ref()))?;
         if let Some(pages) = sys::pages(made, len) {
             here.gone(&pages);
+            if is_own {
+                here.made(&pages);
+            }
             if is_wanted {
                 here.want(&pages);
                 here.start(false);
@@ -214,6 +228,36 @@ pub unsafe fn madvise(start: usize, len: usize, advice: i32) -> Answer {
     }
 }
 
+/// process_madvise(2) on the process itself; None if it is not that.
+///
+/// # Safety
+/// As [`mmap`].
+pub unsafe fn process_madvise(
+    process: i32,
+    ranges: *const libc::iovec,
+    count: usize,
+    advice: i32,
+    flags: u32,
+) -> Option<Answer> {
+    // The kernel takes no more.
+    const MOST: usize = 1024;
+    if agent::get().is_none() || flags != 0 || count > MOST || !sys::is_this_process(process) {
+        return None;
+    }
+    let mut done = 0;
+    for n in 0..count {
+        // SAFETY: the program says that there are so many; reading one that is not there is its error.
+        let range = unsafe { ranges.add(n).read_unaligned() };
+        // SAFETY: the program's own call.
+        match unsafe { madvise(range.iov_base.expose_provenance(), range.iov_len, advice) } {
+            Ok(_) => done += range.iov_len,
+            Err(error) if done == 0 => return Some(Err(error)),
+            Err(_) => break,
+        }
+    }
+    Some(Ok(done))
+}
+
 /// Linux 5.18; not in the libc crate.
 const MADV_DONTNEED_LOCKED: i32 = 24;
 
@@ -314,7 +358,7 @@ pub unsafe fn mremap(old: usize, old_len: usize, new_len: usize, flags: i32, new
             let Some(mut here) = enter() else {
                 return call();
             };
-            let answer = call()?;
+            let answer = call().inspect_err(|_| here.gone_if_unmapped(Some(&over)))?;
             here.gone(&over);
             Ok(answer)
         });
@@ -332,12 +376,12 @@ pub unsafe fn mremap(old: usize, old_len: usize, new_len: usize, flags: i32, new
             here.gone(&tail);
             return Ok(answer);
         }
-        let is_wanted = here.wants_any(&from);
+        let (is_wanted, is_own) = (here.wants_any(&from), here.owns(&from));
         let mut here = here.let_go(&from)?;
         let whole = if here.next_file(&from).is_none() { call() } else { Err(libc::EFAULT) };
         let made = match whole {
             // It lies in several mappings, which may be because of us.
-            Err(libc::EFAULT) if flags & libc::MREMAP_DONTUNMAP == 0 => {
+            Err(libc::EFAULT) if is_own && flags & libc::MREMAP_DONTUNMAP == 0 => {
                 // SAFETY: the program's own call.
                 unsafe { move_in_pieces(&mut here, &from, &(Vpn(0)..length.end), flags, new) }
             }
@@ -348,6 +392,7 @@ pub unsafe fn mremap(old: usize, old_len: usize, new_len: usize, flags: i32, new
             Ok(made) => made,
             Err(error) => {
                 here.note(&from);
+                here.gone_if_unmapped(over.as_ref());
                 return Err(error);
             }
         };
@@ -360,6 +405,9 @@ pub unsafe fn mremap(old: usize, old_len: usize, new_len: usize, flags: i32, new
         }
         if flags & libc::MREMAP_DONTUNMAP == 0 && !overlap(&pages, &from) {
             here.gone(&from);
+        }
+        if is_own {
+            here.made(&pages);
         }
         if is_wanted {
             here.want(&pages);

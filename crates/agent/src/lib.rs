@@ -42,6 +42,6 @@ mod space;
 mod sys;
 mod threads;
 
-pub use agent::{begin, forking};
+pub use agent::{begin, forking, watch_forks};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};

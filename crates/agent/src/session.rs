@@ -183,7 +183,8 @@ impl<'a> Session<'a> {
                     return Err(End::ForNow);
                 };
                 if here.overflown {
-                    return Err(End::ForNow);
+                    drop(here);
+                    return Err(self.say_goodbye());
                 }
                 self.outgoing = here.take_queue();
             }

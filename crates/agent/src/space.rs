@@ -59,6 +59,9 @@ pub(crate) enum Out {
 /// Everything, for one process.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
+    /// Private anonymous mappings that the program made by calls that were seen, and so will be those that
+    /// unmap them. What else the program offers may be the C library's, which unmaps it unseen.
+    own: Ranges<()>,
     /// What the program wants merged.
     wanted: Ranges<()>,
     /// Of that, what is to be looked at, with the time of noting in notes.
@@ -98,13 +101,39 @@ impl Space {
             // Its threads are not here, its descriptors are the parent's.
             std::mem::forget(client);
         }
-        Self { loose, ..Self::default() }
+        Self { loose, own: self.own, ..Self::default() }
     }
 
-    /// The program wants these pages merged, which are mapped.
-    pub(crate) fn want(&mut self, pages: &Range<Vpn>) {
+    /// The program has made a private anonymous mapping.
+    pub(crate) fn made(&mut self, pages: &Range<Vpn>) {
         extend_hull(pages);
-        self.wanted.insert(pages.clone(), ());
+        self.own.insert(pages.clone(), ());
+    }
+
+    /// `pages` are unmapped, or something else.
+    pub(crate) fn disown(&mut self, pages: &Range<Vpn>) {
+        self.own.remove(pages);
+    }
+
+    /// Whether the program made all of these pages.
+    pub(crate) fn owns(&self, pages: &Range<Vpn>) -> bool {
+        let mut at = pages.start;
+        while at < pages.end {
+            match self.own.next_in(&(at..pages.end)) {
+                Some((found, ())) if found.start == at => at = found.end,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// The program wants these pages merged; those that it made are.
+    pub(crate) fn want(&mut self, pages: &Range<Vpn>) {
+        let mut at = pages.start;
+        while let Some((found, ())) = self.own.next_in(&(at..pages.end)) {
+            at = found.end;
+            self.wanted.insert(found, ());
+        }
         self.note(pages);
     }
 

@@ -53,8 +53,26 @@ pub(crate) fn pages(start: usize, len: usize) -> Option<Range<Vpn>> {
     start.is_multiple_of(PAGE_SIZE).then(|| page(start)..page(end))
 }
 
+/// Whether all of these pages are mapped.
+pub(crate) fn are_mapped(pages: &Range<Vpn>) -> bool {
+    let address = |page: Vpn| usize::try_from(page.0).unwrap_or(usize::MAX) * PAGE_SIZE;
+    check_mapped(address(pages.start), address(pages.end) - address(pages.start)).is_ok()
+}
+
 /// Whether every byte of a range is mapped: ENOMEM and EINVAL as madvise gives them.
 pub(crate) fn check_mapped(start: usize, len: usize) -> Answer {
     // SAFETY: MS_ASYNC does nothing but this check.
     unsafe { call(libc::SYS_msync, &[start, len, register(libc::MS_ASYNC)]) }
+}
+
+/// Whether a descriptor stands for this very process.
+pub(crate) fn is_this_process(pidfd: i32) -> bool {
+    /// Linux 6.14: the calling thread, and its process.
+    const PIDFD_SELF: [i32; 2] = [-10000, -10001];
+    if PIDFD_SELF.contains(&pidfd) {
+        return true;
+    }
+    let info = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{pidfd}"));
+    let pid = format!("Pid:\t{}", std::process::id());
+    info.is_ok_and(|info| info.lines().any(|line| line == pid))
 }

@@ -71,8 +71,20 @@ impl Host {
         }
         server.set(Knob::Run, run.map_or(1, |setting| setting.value))?;
         let answers = Arc::new(Answering(Arc::downgrade(&server)));
-        let control = Listener::bind(&path_beside(socket), answers)?;
+        let beside = path_beside(socket);
+        // What a daemon that was killed has left; whoever listens at the socket itself owns this too.
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        let control = Listener::bind(&beside, answers)?;
         Ok(Self { control, server })
+    }
+
+    /// Leaves the engine to end with this process, which ends now: what is merged outlives it.
+    pub(crate) fn abandon(self) {
+        drop(self.control);
+        std::mem::forget(self.server);
     }
 
     /// Ends. With `keep`, what is merged stays so for as long as its programs live; else all of it is
@@ -182,8 +194,8 @@ fn in_place(place: &Path, error: &io::Error) -> String {
 impl Drop for Own {
     fn drop(&mut self) {
         if let Some(host) = self.host.take() {
-            // Descendants of the command that live on keep what they have.
-            host.shut_down(true);
+            // Descendants of the command that live on keep what they have; nobody waits for them.
+            host.abandon();
         }
     }
 }

@@ -241,7 +241,7 @@ impl ProcessMemory {
     /// # Errors
     /// If /proc/self/maps can't be read.
     pub fn give_back_mappings(&self, most: usize) -> io::Result<usize> {
-        let mut maps = BufReader::with_capacity(1 << 16, File::open("/proc/self/maps")?);
+        let mut maps = BufReader::with_capacity(1 << 16, File::open("/proc/thread-self/maps")?);
         let (mut ranges, mut mappings) = (Vec::<Range<Vpn>>::new(), 0);
         let mut line = String::new();
         while mappings < most && maps.read_line(&mut line)? > 0 {
@@ -251,7 +251,9 @@ impl ProcessMemory {
             });
             line.clear();
             let Some(pages) = pages.filter(|pages| count(pages) <= SMALL) else { continue };
-            if self.bench().tables.in_file.next_in(&pages).is_none() {
+            // What the program was given back for good is its own to change.
+            let ours = self.bench().tables.registered_file_in(&pages) == Some(pages.clone());
+            if !ours {
                 continue;
             }
             mappings += 1;
@@ -276,7 +278,7 @@ impl ProcessMemory {
 /// # Errors
 /// If /proc can't be read.
 pub fn mappings_in(pages: &Range<Vpn>) -> io::Result<Vec<Range<Vpn>>> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
+    let maps = fs::read_to_string("/proc/thread-self/maps")?;
     let clipped = maps.lines().filter_map(Mapping::parse).map(|mapping| {
         let start = Vpn(mapping.bytes.start >> PAGE_SHIFT).max(pages.start);
         start..Vpn(mapping.bytes.end >> PAGE_SHIFT).min(pages.end)
@@ -309,7 +311,11 @@ fn lay_fresh(
             lay(&found, readable_writable, attributes)?;
         } else {
             // Since it was merged the program may have protected it otherwise.
-            for (part, protection) in protections(&found)? {
+            let parts = protections(&found)?;
+            if parts.iter().map(|(part, _)| count(part)).sum::<u64>() != count(&found) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            for (part, protection) in parts {
                 lay(&part, protection, attributes)?;
             }
         }
@@ -332,9 +338,10 @@ fn lay(pages: &Range<Vpn>, protection: i32, attributes: Attributes) -> io::Resul
     attributes.give_to(start, len)
 }
 
-/// The mappings of `pages`, with their protection as in mmap(2).
+/// The mappings of `pages`, with their protection as in mmap(2). (By way of the thread, for a process whose
+/// first thread has ended shows none.)
 fn protections(pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
+    let maps = fs::read_to_string("/proc/thread-self/maps")?;
     let mut found = Vec::new();
     for mapping in maps.lines().filter_map(Mapping::parse) {
         let start = Vpn(mapping.bytes.start >> PAGE_SHIFT).max(pages.start);

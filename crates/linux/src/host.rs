@@ -70,7 +70,7 @@ pub(crate) fn spare_pages() -> u64 {
 /// # Errors
 /// If /proc/self/smaps_rollup can't be read.
 pub fn proportional_bytes() -> io::Result<u64> {
-    kilobytes("/proc/self/smaps_rollup", "Pss:")
+    kilobytes("/proc/thread-self/smaps_rollup", "Pss:")
 }
 
 /// The most mappings the machine allows one program (`vm.max_map_count`).

@@ -5,8 +5,7 @@
 //! anonymous too, the kernel joins them with it no more. Such islands would use up the program's
 //! mappings. Here they are put over by empty memory once more, this time beside a neighbour.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::fs;
 use std::ops::Range;
 
 use numerge_engine::machine::Vpn;
@@ -39,17 +38,11 @@ impl ProcessMemory {
     /// Joins what can be joined.
     pub(crate) fn join(&self) {
         // What can't be read can't be joined; nothing else depends on it.
-        let Ok(maps) = File::open("/proc/self/maps") else { return };
-        // Line by line: all of it would be much to allocate where mappings are short.
-        let mut maps = BufReader::with_capacity(1 << 16, maps);
-        let mut line = String::new();
+        // All of it before anything is changed: what is read across a change has gaps and overlaps. (This
+        // gives an error where there is no memory.)
+        let Ok(maps) = fs::read_to_string("/proc/thread-self/maps") else { return };
         let mut before: Option<Range<Vpn>> = None;
-        loop {
-            line.clear();
-            if !maps.read_line(&mut line).is_ok_and(|read| read > 0) {
-                break;
-            }
-            let Some(mapping) = Mapping::parse(&line) else { continue };
+        for mapping in maps.lines().filter_map(Mapping::parse) {
             let pages =
                 Vpn(mapping.bytes.start >> PAGE_SHIFT)..Vpn(mapping.bytes.end >> PAGE_SHIFT);
             if mapping.inode != 0 {

@@ -160,7 +160,7 @@ fn survey(
     window: &Range<u64>,
     each: &mut dyn FnMut(Range<u64>, Result<Attributes, Error>) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let smaps = File::open("/proc/self/smaps").map_err(smaps_error)?;
+    let smaps = File::open("/proc/thread-self/smaps").map_err(smaps_error)?;
     let mut smaps = BufReader::with_capacity(1 << 16, smaps);
     let mut line = Vec::new();
     let mut current: Option<(Range<u64>, Result<(), Error>)> = None;
@@ -195,7 +195,7 @@ fn survey(
 }
 
 fn smaps_error(source: io::Error) -> Error {
-    Error::System { call: "read /proc/self/smaps", source }
+    Error::System { call: "read /proc/thread-self/smaps", source }
 }
 
 fn attribute(start: u64, attribute: String) -> Error {
@@ -268,7 +268,7 @@ fn has_policy(address: u64) -> bool {
 
 /// Number of mappings this process has.
 pub(crate) fn count() -> io::Result<u64> {
-    let mut maps = BufReader::with_capacity(1 << 16, File::open("/proc/self/maps")?);
+    let mut maps = BufReader::with_capacity(1 << 16, File::open("/proc/thread-self/maps")?);
     let mut lines = 0;
     loop {
         let read = maps.fill_buf()?;

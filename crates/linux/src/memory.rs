@@ -84,6 +84,20 @@ pub(crate) struct Tables {
     pub(crate) empties: Vec<(Attributes, Area)>,
 }
 
+impl Tables {
+    /// The first pages in `pages` that are registered and in file mappings.
+    pub(crate) fn registered_file_in(&self, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
+        let mut at = pages.start;
+        while let Some((found, _)) = self.in_file.next_in(&(at..pages.end)) {
+            if let Some((registered, _)) = self.registered.next_in(&found) {
+                return Some(registered);
+            }
+            at = found.end;
+        }
+        None
+    }
+}
+
 /// What happened that the engine does not ask about.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -371,7 +385,7 @@ impl Memory for ProcessMemory {
     fn mappings(&self) -> Result<Mappings, MemoryError> {
         let read = |result: io::Result<u64>, call| result.map_err(|source| system(call, source));
         Ok(Mappings {
-            used: read(maps::count(), "read /proc/self/maps")?,
+            used: read(maps::count(), "read /proc/thread-self/maps")?,
             limit: read(host::mappings_limit(), "read vm.max_map_count")?,
         })
     }

@@ -44,7 +44,7 @@ pub fn possible() -> bool {
     // Not by opendir: the C library would ask the program's malloc, whose locks may be held by a
     // thread that waits for this one (it maps memory).
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(directory) = rustix::fs::open("/proc/self/fd", flags, Mode::empty()) else {
+    let Ok(directory) = rustix::fs::open("/proc/thread-self/fd", flags, Mode::empty()) else {
         return true;
     };
     let mut room = [MaybeUninit::uninit(); 4096];
@@ -57,7 +57,7 @@ pub fn possible() -> bool {
         let Some(fd) = file.file_name().to_str().ok().and_then(|name| name.parse().ok()) else {
             return true;
         };
-        let possible = match fs::read_link(format!("/proc/self/fd/{fd}")) {
+        let possible = match fs::read_link(format!("/proc/thread-self/fd/{fd}")) {
             Ok(target) => !harmless(fd, &target.to_string_lossy()),
             // Closed since it was listed.
             Err(error) => error.kind() != io::ErrorKind::NotFound,

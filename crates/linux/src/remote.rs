@@ -245,7 +245,8 @@ impl RemoteProcess {
         loop {
             let read = maps.fill_buf()?;
             if read.is_empty() {
-                return Ok(lines);
+                // A process whose first thread has ended shows none: nobody knows then.
+                return if lines > 0 { Ok(lines) } else { Err(io::ErrorKind::NotFound.into()) };
             }
             lines += read.iter().map(|byte| u64::from(*byte == b'\n')).sum::<u64>();
             let len = read.len();

@@ -142,14 +142,33 @@ fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
+/// A process whose first thread has ended shows no mappings by its own number, while its other threads
+/// go on: then theirs are looked at.
 fn read_maps(pid: u32, files: &[FileId], shared: &mut Vec<Shared>) -> io::Result<()> {
-    let mut maps = BufReader::with_capacity(1 << 16, File::open(format!("/proc/{pid}/maps"))?);
+    if read_maps_of(&format!("/proc/{pid}/maps"), files, shared)? {
+        return Ok(());
+    }
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = thread?.path().join("maps");
+        if read_maps_of(&path.to_string_lossy(), files, shared)? {
+            return Ok(());
+        }
+    }
+    // It has no memory: it is ending, or the kernel's.
+    Ok(())
+}
+
+/// False if nothing is mapped at all.
+fn read_maps_of(path: &str, files: &[FileId], shared: &mut Vec<Shared>) -> io::Result<bool> {
+    let mut maps = BufReader::with_capacity(1 << 16, File::open(path)?);
     let mut line = Vec::new();
+    let mut any = false;
     loop {
         line.clear();
         if maps.read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
+            return Ok(any);
         }
+        any = true;
         let text = String::from_utf8_lossy(&line);
         let Some(mapping) = Mapping::parse(&text) else {
             continue;

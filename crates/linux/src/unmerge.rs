@@ -79,7 +79,11 @@ impl ProcessMemory {
         while at < pages.end {
             // Short, so that forks and writers get their turn.
             let mut bench = self.bench();
-            let Some((found, attributes)) = bench.tables.in_file.next_in(&(at..pages.end)) else {
+            // What is not registered any more is the program's own to change.
+            let found = bench.tables.registered_file_in(&(at..pages.end));
+            let Some((found, attributes)) =
+                found.and_then(|found| bench.tables.in_file.next_in(&found))
+            else {
                 break;
             };
             let end = found.start.plus(count(&found).min(STAGING_PAGES as u64));
@@ -92,7 +96,11 @@ impl ProcessMemory {
     /// Before a merge: gives pages that were written after they were merged back to anonymous
     /// memory, where that is safe, so that they can be merged again.
     pub(crate) fn make_mergeable(&self, bench: &mut Bench<'_>, pages: &Range<Vpn>) {
-        let Some(first) = bench.tables.in_file.next_in(pages) else {
+        let next_in = |bench: &Bench<'_>, pages: &Range<Vpn>| {
+            let found = bench.tables.registered_file_in(pages)?;
+            bench.tables.in_file.next_in(&found)
+        };
+        let Some(first) = next_in(bench, pages) else {
             return;
         };
         let pins_possible = pins::possible();
@@ -105,7 +113,7 @@ impl ProcessMemory {
             } else {
                 bench.tables.left.insert(found.clone(), ());
             }
-            next = bench.tables.in_file.next_in(&(found.end..pages.end));
+            next = next_in(bench, &(found.end..pages.end));
         }
     }
 

@@ -254,6 +254,34 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     number(unsafe { calls::ioctl(fd, unsigned(request), argument.expose_provenance()) })
 }
 
+/// process_madvise(2): on the process itself it is madvise of each range.
+///
+/// # Safety
+/// As [`mmap`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn process_madvise(
+    process: c_int,
+    ranges: *const libc::iovec,
+    count: usize,
+    advice: c_int,
+    flags: c_uint,
+) -> isize {
+    // SAFETY: the program's own call.
+    match unsafe { calls::process_madvise(process, ranges, count, advice, flags) } {
+        Some(Ok(bytes)) => isize::try_from(bytes).unwrap_or(isize::MAX),
+        Some(Err(error)) => {
+            set_errno(error);
+            -1
+        }
+        // SAFETY: the program's own call, as it is.
+        None => unsafe {
+            libc::syscall(libc::SYS_process_madvise, process, ranges, count, advice, flags)
+                .try_into()
+                .unwrap_or(-1)
+        },
+    }
+}
+
 /// syscall(2): a process that is made by it is seen as one made by fork(3). All else goes to the kernel.
 ///
 /// # Safety
@@ -278,11 +306,27 @@ pub unsafe extern "C" fn syscall(
         libc::SYS_clone3 => clone_flags(first).is_some_and(|flags| !shares_memory(flags)),
         _ => false,
     };
+    if number == libc::SYS_process_madvise {
+        let ranges = ptr::with_exposed_provenance(second);
+        // What the kernel takes of a register for an int.
+        let low = |register: usize| c_uint::try_from(register & 0xffff_ffff).unwrap_or(0);
+        let [process, advice] = [first, fourth].map(|register| low(register).cast_signed());
+        // SAFETY: the program's own call.
+        let known = unsafe { calls::process_madvise(process, ranges, third, advice, low(fifth)) };
+        match known {
+            Some(Ok(bytes)) => return c_long::try_from(bytes).unwrap_or(c_long::MAX),
+            Some(Err(error)) => {
+                set_errno(error);
+                return -1;
+            }
+            None => {}
+        }
+    }
     let result = if makes_process {
         numerge_agent::forking(|| {
-            crate::before_fork();
+            crate::atfork::before_fork();
             let made = call();
-            crate::after_fork();
+            crate::atfork::after_fork();
             made
         })
     } else {

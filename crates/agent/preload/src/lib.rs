@@ -4,6 +4,7 @@
 //! Only here are these names defined, so that a program that links the agent's crate keeps the C
 //! library's.
 
+pub mod atfork;
 pub mod exports;
 mod heap;
 
@@ -20,26 +21,8 @@ static HEAP: Heap = Heap::new();
 static BEGIN: extern "C" fn() = begin;
 
 extern "C" fn begin() {
-    // First of all handlers, so that the heap is the last to be taken before a fork, and the first to be
-    // free after it.
-    // SAFETY: the handlers live as long as the program; they take and give up a lock.
-    let watching =
-        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
-    let begun = if watching == 0 {
-        numerge_agent::begin(std::env::var_os)
-    } else {
-        Err("no memory for the handlers of forks".into())
-    };
-    if let Err(why) = begun {
+    if let Err(why) = atfork::watch().and_then(|()| numerge_agent::begin(std::env::var_os)) {
         // There is nobody else to tell.
         let _ = writeln!(std::io::stderr(), "numerge: {why}");
     }
-}
-
-pub(crate) extern "C" fn before_fork() {
-    HEAP.begin_fork();
-}
-
-pub(crate) extern "C" fn after_fork() {
-    HEAP.end_fork();
 }

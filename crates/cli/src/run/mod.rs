@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         End::Status(status) => Ok(ExitCode::from(status)),
         End::Signal(signal) => {
             command::end_by(signal);
-            Ok(ExitCode::FAILURE)
+            Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(u8::MAX)))
         }
     }
 }
