@@ -23,6 +23,16 @@ const MANY: u64 = 1024;
 /// mappings.
 const LARGEST: u64 = 1024;
 
+/// What became of two adjacent mappings.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pair {
+    Joined,
+    /// The machine would not let go of a page. Worth another try.
+    NotNow,
+    /// They are not what is joined.
+    Apart,
+}
+
 impl ProcessMemory {
     /// Joins what can be joined, if there may be much to join, or nothing is merged any more.
     pub(crate) fn join_if_due(&self) {
@@ -42,6 +52,7 @@ impl ProcessMemory {
         // gives an error where there is no memory.)
         let Ok(maps) = fs::read_to_string("/proc/thread-self/maps") else { return };
         let mut before: Option<Range<Vpn>> = None;
+        let mut islands = 0;
         for mapping in maps.lines().filter_map(Mapping::parse) {
             let pages =
                 Vpn(mapping.bytes.start >> PAGE_SHIFT)..Vpn(mapping.bytes.end >> PAGE_SHIFT);
@@ -49,27 +60,33 @@ impl ProcessMemory {
                 before = None;
                 continue;
             }
-            before = Some(match before.take() {
-                Some(left) if left.end == pages.start && self.join_pair(&left, &pages) => {
-                    left.start..pages.end
-                }
+            let left = before.take().filter(|left| left.end == pages.start);
+            let pair = left.as_ref().map_or(Pair::Apart, |left| self.join_pair(left, &pages));
+            islands += u64::from(pair == Pair::NotNow);
+            before = Some(match left {
+                Some(left) if pair == Pair::Joined => left.start..pages.end,
                 _ => pages,
             });
         }
+        let mut bench = self.bench();
+        // Those with files for neighbours have to be looked at once more when these are gone.
+        islands += u64::from(!bench.tables.in_file.is_empty());
+        bench.tables.islands += islands;
     }
 
     /// Makes one mapping of two adjacent ones.
-    fn join_pair(&self, left: &Range<Vpn>, right: &Range<Vpn>) -> bool {
+    fn join_pair(&self, left: &Range<Vpn>, right: &Range<Vpn>) -> Pair {
         let step = STAGING_PAGES as u64;
         if count(left).min(count(right)) > LARGEST {
-            return false;
+            return Pair::Apart;
         }
         if count(right) <= count(left) {
             let mut at = right.start;
             while at < right.end {
                 let part = at..at.plus(step).min(right.end);
-                if !self.lay_again(&part, &(Vpn(at.0 - 1)..at)) {
-                    return false;
+                match self.lay_again(&part, &(Vpn(at.0 - 1)..at)) {
+                    Pair::Joined => {}
+                    other => return other,
                 }
                 at = part.end;
             }
@@ -77,26 +94,27 @@ impl ProcessMemory {
             let mut end = left.end;
             while end > left.start {
                 let part = Vpn(end.0.saturating_sub(step)).max(left.start)..end;
-                if !self.lay_again(&part, &(end..end.plus(1))) {
-                    return false;
+                match self.lay_again(&part, &(end..end.plus(1))) {
+                    Pair::Joined => {}
+                    other => return other,
                 }
                 end = part.start;
             }
         }
-        true
+        Pair::Joined
     }
 
     /// Replaces the mapping of anonymous pages by one that is joined to `neighbour`'s.
-    fn lay_again(&self, pages: &Range<Vpn>, neighbour: &Range<Vpn>) -> bool {
+    fn lay_again(&self, pages: &Range<Vpn>, neighbour: &Range<Vpn>) -> Pair {
         let bench = self.bench();
         let both = neighbour.start.min(pages.start)..neighbour.end.max(pages.end);
         let Some((found, attributes)) = bench.tables.registered.next_in(&both) else {
-            return false;
+            return Pair::Apart;
         };
         let empty = bench.tables.empties.iter().find(|(of, _)| *of == attributes);
         let anonymous = found == both && bench.tables.in_file.next_in(&both).is_none();
         let Some((_, empty)) = empty.filter(|_| anonymous && !self.strict_overcommit) else {
-            return false;
+            return Pair::Apart;
         };
         let mut places = [Place::Staged; STAGING_PAGES];
         let places = &mut places[..size(count(pages))];
@@ -124,6 +142,6 @@ impl ProcessMemory {
             let _ = self.tracking.wake(span(pages));
         }
         self.track_again(if joined { &both } else { pages });
-        joined
+        if joined { Pair::Joined } else { Pair::NotNow }
     }
 }
