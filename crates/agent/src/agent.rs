@@ -178,8 +178,8 @@ pub(crate) fn enter() -> Option<Here> {
     let mut space = SPACE.lock().unwrap_or_else(PoisonError::into_inner);
     // Relaxed: these two change only under the lock.
     if DEPTH.load(Ordering::Relaxed) != fork_depth() {
-        DEPTH.store(fork_depth(), Ordering::Relaxed);
-        PID.store(std::process::id(), Ordering::Relaxed);
+        DEPTH.store(fork_depth(), Ordering::Relaxed); // as above
+        PID.store(std::process::id(), Ordering::Relaxed); // as above
         let parents = space.take().unwrap_or_default();
         *space = Some(parents.into_child(&held));
     }

@@ -1,8 +1,9 @@
 //! What the program's calls have to be, so that none has another meaning than it had without us.
 //!
-//! Each function here stands in for a system call and answers as that does. Nothing known of the range:
-//! some loads, and the system call. Otherwise the call is made under the lock under which memory is
-//! merged, after whatever has to come before it:
+//! Each function here stands in for a system call and answers as that does. Without an engine's socket:
+//! some loads, and the system call. With one, calls that make private anonymous mappings, and all calls on
+//! addresses between the first and the last of those, are made under the lock under which memory is merged,
+//! after whatever has to come before it:
 //!
 //! | call | on what is merged |
 //! | --- | --- |

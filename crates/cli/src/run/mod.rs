@@ -65,12 +65,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         Some(file) => Some(Sampler::start(&socket, file)?),
         None => None,
     };
-    let copies = Copies::start(
+    let started = Copies::start(
         &arguments.command,
         &environment(arguments, &agent, &socket),
         arguments.copies,
-    )
-    .map_err(|error| format!("can't run {}: {error}", arguments.command[0].to_string_lossy()))?;
+    );
+    let copies = match started {
+        Ok(copies) => copies,
+        Err(error) => {
+            eprintln!("numerge: can't run {}: {error}", arguments.command[0].to_string_lossy());
+            // As a shell has it.
+            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            return Ok(ExitCode::from(if missing { 127 } else { 126 }));
+        }
+    };
     let end = copies.wait()?;
     let written = sampler.map(Sampler::finish);
     drop(own);

@@ -26,6 +26,13 @@ fn a_command_killed_by_a_signal_is_so_for_us() {
 }
 
 #[test]
+fn a_command_that_cannot_be_run_ends_as_in_a_shell() {
+    let code = |program: &str| numerge(&["run", "--", program]).status().unwrap().code();
+    assert_eq!(code("/no/such/program"), Some(127));
+    assert_eq!(code("/"), Some(126));
+}
+
+#[test]
 fn signals_go_to_the_command() {
     let script = "trap 'echo got TERM; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
     let mut child =
