@@ -25,8 +25,9 @@ use crate::fork::AddressSpace;
 use crate::maps::{self, Attributes, Mapping};
 use crate::memory::{ProcessMemory, Tables, span};
 use crate::num::{PAGE_SHIFT, count, pointer, size};
+use crate::pin_test::Pinning;
 use crate::ranges::Ranges;
-use crate::{host, pins, sys};
+use crate::{host, sys};
 
 /// Pages of a mapping that is worth giving back for the mapping's sake.
 const SMALL: u64 = 16;
@@ -194,7 +195,7 @@ impl ProcessMemory {
         if self.is_inherited() {
             return Ok(());
         }
-        let pins_possible = pins::possible();
+        let mut pinning = Pinning::now();
         let mut at = pages.start;
         loop {
             let bench = self.bench();
@@ -206,7 +207,7 @@ impl ProcessMemory {
             if merged && count(&found) > host::spare_pages() {
                 return Err(MemoryError::OutOfMemory);
             }
-            self.leave_files(&found, pins_possible)?;
+            self.leave_files(&found, &mut pinning)?;
             at = found.end;
         }
         let mut bench = self.bench();
@@ -262,10 +263,10 @@ impl ProcessMemory {
                 _ => ranges.push(pages),
             }
         }
-        let pins_possible = pins::possible();
+        let mut pinning = Pinning::now();
         for pages in &ranges {
             // What can't be given back stays.
-            let _ = self.leave_files(pages, pins_possible);
+            let _ = self.leave_files(pages, &mut pinning);
         }
         self.bench().tables.islands = 0;
         self.join();

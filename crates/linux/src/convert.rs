@@ -23,11 +23,12 @@ use numerge_engine::machine::{PAGE_SIZE, Vpn};
 
 use crate::area::Area;
 use crate::maps::Attributes;
-use crate::memory::{Bench, ProcessMemory, Tables, span};
+use crate::memory::{Bench, ProcessMemory, Tables, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::category;
-use crate::sys;
+use crate::pin_test::Written;
 use crate::uffd::Mode;
+use crate::{nodes, sys};
 
 /// Tries of a write protection that the kernel says to try again.
 const TRIES: u32 = 100;
@@ -43,13 +44,14 @@ pub(crate) enum Refusal {
 
 impl ProcessMemory {
     /// Gives adjacent pages of one registered range, all in file mappings, back to anonymous memory.
-    /// At most a staging area's worth. With `written` also those that the program wrote to.
+    /// At most a staging area's worth. If any of them is one that the program wrote to and that, by
+    /// `written`, may be pinned, none.
     pub(crate) fn convert(
         &self,
         bench: &mut Bench<'_>,
         pages: &Range<Vpn>,
         attributes: Attributes,
-        written: bool,
+        written: Written<'_>,
     ) -> Result<(), Refusal> {
         let tables = &mut *bench.tables;
         let empty = tables.empties.iter().find(|(of, _)| *of == attributes);
@@ -118,16 +120,33 @@ impl ProcessMemory {
     }
 
     /// Copies pages that nobody can write to now to the staging area.
-    fn snapshot(&self, pages: &Range<Vpn>, written: bool) -> Result<(), Refusal> {
+    fn snapshot(&self, pages: &Range<Vpn>, mut written: Written<'_>) -> Result<(), Refusal> {
         let mut private = 0;
+        if let Written::Tested(test) = &mut written {
+            test.clear();
+        }
         let bytes = address(pages.start)..address(pages.end);
+        // A page swapped out is not looked at: no device can be writing to it.
         let found = self.pagemap.find(bytes, category::PRESENT, &mut |region| {
             if region.categories & (category::FILE | category::PFNZERO) == 0 {
                 private += region.end - region.start;
+                if let Written::Tested(test) = &mut written {
+                    test.add(&pages_of(&region));
+                }
             }
         });
-        // A page swapped out is not looked at: no device can be writing to it.
-        if found.is_err() || (private > 0 && !written) {
+        if self.several_nodes {
+            // Only a matter of speed: else they would come to be where this thread is, or the test moves
+            // them.
+            nodes::prefer_node_of(pages.start, self.staging.span());
+        }
+        let free = private == 0
+            || match written {
+                Written::Stay => false,
+                Written::Go => true,
+                Written::Tested(test) => test.passes(),
+            };
+        if found.is_err() || !free {
             return Err(Refusal::MaybePinned);
         }
         let len = size(count(pages)) * PAGE_SIZE;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use numerge_engine::machine::{
     Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
 };
-use numerge_topology::Nid;
+use numerge_topology::{Nid, allowed_memory_nodes};
 
 use crate::area::Area;
 use crate::error::{Error, system};
@@ -19,7 +19,7 @@ use crate::kinds::kind;
 use crate::maps::{self, Attributes};
 use crate::num::{PAGE_SHIFT, address, bytes, count, size};
 use crate::pagemap::{PageRegion, Pagemap};
-use crate::pins;
+use crate::pin_test::Pinning;
 use crate::ranges::Ranges;
 use crate::uffd::{Mode, Span, Uffd};
 use crate::{copy, host, nodes};
@@ -62,6 +62,8 @@ pub struct ProcessMemory {
     pub(crate) counters: Counters,
     /// The machine counts private mappings against a limit, so replacing one can fail half-way.
     pub(crate) strict_overcommit: bool,
+    /// There is more than one node that memory can be on.
+    pub(crate) several_nodes: bool,
     _events: EventReader,
     depth: u64,
 }
@@ -146,6 +148,7 @@ impl ProcessMemory {
             }),
             counters: Counters::default(),
             strict_overcommit: host::strict_overcommit(),
+            several_nodes: allowed_memory_nodes().is_ok_and(|nodes| nodes.len() > 1),
             _events: events,
             depth: fork::depth(),
         })
@@ -277,7 +280,7 @@ impl Memory for ProcessMemory {
             return Ok(());
         }
         // What the program wrote to after it was merged is in a file mapping still.
-        self.leave_files(&pages, pins::possible())?;
+        self.leave_files(&pages, &mut Pinning::now())?;
         self.join_if_due();
         let mut bench = self.bench();
         self.tracking

@@ -1,15 +1,18 @@
 //! The machine's nodes, for the engine.
 
 use std::collections::BTreeMap;
+use std::ffi::{c_int, c_long};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use numerge_engine::machine::{Nodes, PAGE_SIZE};
+use numerge_engine::machine::{Nodes, PAGE_SIZE, Vpn};
 use numerge_topology::{AllowedCpus, Nid, Topology, nodes_of_pages};
 
 use crate::host;
+use crate::num::{address, size};
+use crate::uffd::Span;
 
 /// This machine.
 #[derive(Clone, Debug)]
@@ -92,6 +95,61 @@ pub(crate) fn of_pages(addresses: &[usize], out: &mut Vec<Option<Nid>>) -> io::R
     nodes_of_pages(addresses, &mut found).map_err(io::Error::other)?;
     out.append(&mut found);
     Ok(())
+}
+
+/// move_pages(2) without an allocation: moves pages that nobody else maps to nodes, or without any asks for
+/// each page's. `status` gets a node or a negative errno for each.
+pub(crate) fn move_pages(
+    addresses: &[usize],
+    nodes: Option<&[c_int]>,
+    status: &mut [c_int],
+) -> io::Result<()> {
+    /// Only pages that nobody else maps (include/uapi/linux/mempolicy.h).
+    const MPOL_MF_MOVE: c_int = 1 << 1;
+    assert!(addresses.len() == status.len());
+    assert!(nodes.is_none_or(|nodes| nodes.len() == status.len()));
+    // SAFETY: the kernel reads as many addresses and nodes and writes as many statuses as it is told of,
+    // which is the length of all slices, and it changes no byte of the pages.
+    let failed = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            addresses.len(),
+            addresses.as_ptr(),
+            nodes.map_or(std::ptr::null(), <[c_int]>::as_ptr),
+            status.as_mut_ptr(),
+            MPOL_MF_MOVE,
+        )
+    };
+    // Above 0: how many were not moved.
+    if failed >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has new memory in `area` come from the node that `page` is on, if there is room. Without an allocation.
+pub(crate) fn prefer_node_of(page: Vpn, area: Span) {
+    let mut node = [-1];
+    if move_pages(&[size(address(page))], None, &mut node).is_err() {
+        return;
+    }
+    // As many as Linux can be configured for.
+    let mut nodes = [0_u64; 1024 / 64];
+    let Some(word) = usize::try_from(node[0]).ok().and_then(|node| nodes.get_mut(node / 64)) else {
+        return;
+    };
+    *word = 1 << (node[0] % 64);
+    // SAFETY: the kernel reads the bits of `nodes` and no byte of the area changes. It takes one off the
+    // number of bits it is given.
+    unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            area.start,
+            area.len,
+            c_long::from(libc::MPOL_PREFERRED),
+            nodes.as_ptr(),
+            1024 + 1,
+            0,
+        )
+    };
 }
 
 #[cfg(test)]

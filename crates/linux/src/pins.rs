@@ -1,9 +1,10 @@
-//! Whether this process holds a file through which a device could be writing to its memory.
+//! Through what this process's files a device could be writing to its memory.
 //!
 //! A page that was written after it was merged can't be put to the kernel's own test for pins (only
-//! UFFDIO_MOVE has it, and it refuses such pages). So such pages are touched only in a process with
-//! nothing that pins memory for long: no O_DIRECT file, no io_uring, no device of the kind that
-//! does DMA. What is not known to be harmless counts as able to pin.
+//! UFFDIO_MOVE has it, and it refuses such pages). What pins pages by reading and writing files past the
+//! page cache is found out by another test ([`crate::pin_test`]), on machines that allow it. Of all else
+//! that may pin, nothing is found out, and such pages are not touched. What is not known to be harmless
+//! counts as able to pin.
 
 use std::fs;
 use std::io;
@@ -38,51 +39,73 @@ const HARMLESS_KINDS: [&str; 9] = [
     "[perf_event]",
 ];
 
-/// Whether any file this process has open could hold pins on its pages; true if in doubt.
+/// How pages of this process could be pinned.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Pins {
+    /// Not at all, for longer than a system call.
+    None,
+    /// By reading and writing files (O_DIRECT, io_uring): with the right to write, if for long.
+    ByFiles,
+    /// By a device of the process's own, or by what is not known.
+    ByDevices,
+}
+
+/// Looks through the files this process has open.
 #[must_use]
-pub fn possible() -> bool {
+pub(crate) fn possible() -> Pins {
     // Not by opendir: the C library would ask the program's malloc, whose locks may be held by a
     // thread that waits for this one (it maps memory).
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open("/proc/thread-self/fd", flags, Mode::empty()) else {
-        return true;
+        return Pins::ByDevices;
     };
     let mut room = [MaybeUninit::uninit(); 4096];
     let mut files = RawDir::new(&directory, &mut room);
-    while let Some(file) = files.next() {
-        let Ok(file) = file else { return true };
+    let mut worst = Pins::None;
+    while worst != Pins::ByDevices
+        && let Some(file) = files.next()
+    {
+        let Ok(file) = file else { return Pins::ByDevices };
         if file.file_name() == c"." || file.file_name() == c".." {
             continue;
         }
         let Some(fd) = file.file_name().to_str().ok().and_then(|name| name.parse().ok()) else {
-            return true;
+            return Pins::ByDevices;
         };
-        let possible = match fs::read_link(format!("/proc/thread-self/fd/{fd}")) {
-            Ok(target) => !harmless(fd, &target.to_string_lossy()),
+        let found = match fs::read_link(format!("/proc/thread-self/fd/{fd}")) {
+            Ok(target) => pins_of(fd, &target.to_string_lossy()),
             // Closed since it was listed.
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Pins::None,
+            Err(_) => Pins::ByDevices,
         };
-        if possible {
-            return true;
-        }
+        worst = worst.max(found);
     }
-    false
+    worst
 }
 
-fn harmless(fd: RawFd, target: &str) -> bool {
+fn pins_of(fd: RawFd, target: &str) -> Pins {
+    let harmless = |is: bool| if is { Pins::None } else { Pins::ByDevices };
     if let Some(kind) = target.strip_prefix("anon_inode:") {
-        return HARMLESS_KINDS.contains(&kind);
+        return match kind {
+            "[io_uring]" => Pins::ByFiles,
+            _ => harmless(HARMLESS_KINDS.contains(&kind)),
+        };
     }
     if target.starts_with("pipe:") {
-        return true;
+        return Pins::None;
     }
     if target.starts_with("socket:") {
-        return !socket_pins(fd);
+        return harmless(!socket_pins(fd));
     }
-    if target.starts_with("/dev/") && !target.starts_with("/dev/shm/") {
-        return HARMLESS_DEVICES.contains(&target) || target.starts_with("/dev/pts/");
+    if target.starts_with("/dev/") && !target.starts_with("/dev/shm/") && !is_block_device(fd) {
+        return harmless(HARMLESS_DEVICES.contains(&target) || target.starts_with("/dev/pts/"));
     }
-    target.starts_with('/') && !direct(fd)
+    match direct(fd) {
+        _ if !target.starts_with('/') => Pins::ByDevices,
+        Some(true) => Pins::ByFiles,
+        Some(false) => Pins::None,
+        None => Pins::ByDevices,
+    }
 }
 
 /// Whether a socket is of a kind that pins buffers (AF_XDP), or can't be asked.
@@ -102,11 +125,22 @@ fn socket_pins(fd: RawFd) -> bool {
     result != 0 || domain == libc::AF_XDP
 }
 
-/// Whether a file was opened with O_DIRECT, or can't be asked.
-fn direct(fd: RawFd) -> bool {
+/// Whether a file was opened with O_DIRECT; None if it can't be asked.
+fn direct(fd: RawFd) -> Option<bool> {
     // SAFETY: F_GETFL reads the descriptor's flags and touches no memory.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags < 0 || flags & libc::O_DIRECT != 0
+    (flags >= 0).then_some(flags & libc::O_DIRECT != 0)
+}
+
+/// Whether this is a disk, which is read and written as a file is.
+fn is_block_device(fd: RawFd) -> bool {
+    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: the kernel fills in `stat`, which is valid as zeros too, or says that there is no such file.
+    let stat = unsafe {
+        let failed = libc::fstat(fd, stat.as_mut_ptr()) != 0;
+        (!failed).then(|| stat.assume_init())
+    };
+    stat.is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFBLK)
 }
 
 #[cfg(test)]
@@ -115,14 +149,18 @@ mod tests {
 
     #[test]
     fn what_is_not_known_counts_as_able_to_pin() {
-        assert!(harmless(0, "pipe:[1]"));
-        assert!(harmless(0, "anon_inode:[eventfd]"));
-        assert!(harmless(0, "/dev/null"));
-        assert!(harmless(0, "/dev/pts/3"));
-        assert!(!harmless(0, "anon_inode:[io_uring]"));
-        assert!(!harmless(0, "anon_inode:[vfio-device]"));
-        assert!(!harmless(0, "/dev/vfio/7"));
-        assert!(!harmless(0, "/dev/infiniband/uverbs0"));
-        assert!(!harmless(0, "anon_inode:[something new]"));
+        for harmless in ["pipe:[1]", "anon_inode:[eventfd]", "/dev/null", "/dev/pts/3"] {
+            assert_eq!(pins_of(-1, harmless), Pins::None, "{harmless}");
+        }
+        for unknown in [
+            "anon_inode:[vfio-device]",
+            "/dev/vfio/7",
+            "/dev/infiniband/uverbs0",
+            "anon_inode:[something new]",
+            "/a/file/that/can't/be/asked",
+        ] {
+            assert_eq!(pins_of(-1, unknown), Pins::ByDevices, "{unknown}");
+        }
+        assert_eq!(pins_of(-1, "anon_inode:[io_uring]"), Pins::ByFiles);
     }
 }

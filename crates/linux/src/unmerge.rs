@@ -11,7 +11,8 @@ use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::{PageRegion, category};
-use crate::{host, pins, sys};
+use crate::pin_test::Pinning;
+use crate::{host, sys};
 
 /// Pages whose pages of zeros are replaced in one go.
 const ZEROS_AT_ONCE: u64 = 4096;
@@ -22,9 +23,9 @@ impl ProcessMemory {
         if ranges.iter().map(count).sum::<u64>() > host::spare_pages() {
             return Err(MemoryError::OutOfMemory);
         }
-        let pins_possible = pins::possible();
-        for pages in self.hulls(ranges, pins_possible) {
-            self.leave_files(&pages, pins_possible)?;
+        let mut pinning = Pinning::now();
+        for pages in self.hulls(ranges, &pinning) {
+            self.leave_files(&pages, &mut pinning)?;
         }
         ranges.iter().try_for_each(|pages| self.fill_registered_zeros(pages))
     }
@@ -47,13 +48,13 @@ impl ProcessMemory {
     /// Ranges with nothing but pages between them that were written to since they were merged are
     /// taken as one, with those: a run costs what it costs, however long it is, and those pages can
     /// be merged again afterwards.
-    fn hulls(&self, ranges: &[Range<Vpn>], pins_possible: bool) -> Vec<Range<Vpn>> {
+    fn hulls(&self, ranges: &[Range<Vpn>], pinning: &Pinning) -> Vec<Range<Vpn>> {
         let bench = self.bench();
         let tables = &bench.tables;
         let mut hulls: Vec<Range<Vpn>> = Vec::with_capacity(ranges.len());
         for pages in ranges {
             match hulls.last_mut() {
-                Some(last) if !pins_possible && last.end <= pages.start => {
+                Some(last) if !pinning.is_possible() && last.end <= pages.start => {
                     let gap = last.end..pages.start;
                     let in_file = tables.in_file.next_in(&gap).map(|(found, _)| found);
                     if gap.is_empty() || in_file == Some(gap) {
@@ -73,7 +74,7 @@ impl ProcessMemory {
     pub(crate) fn leave_files(
         &self,
         pages: &Range<Vpn>,
-        pins_possible: bool,
+        pinning: &mut Pinning,
     ) -> Result<(), MemoryError> {
         let mut at = pages.start;
         while at < pages.end {
@@ -87,7 +88,12 @@ impl ProcessMemory {
                 break;
             };
             let end = found.start.plus(count(&found).min(STAGING_PAGES as u64));
-            self.unmerge_chunk(&mut bench, &(found.start..end), attributes, pins_possible)?;
+            for stays in
+                self.convert_around(&mut bench, &(found.start..end), attributes, pinning)?
+            {
+                self.copy_in_place(&stays)?;
+                bench.tables.left.insert(stays, ());
+            }
             at = end;
         }
         Ok(())
@@ -103,57 +109,48 @@ impl ProcessMemory {
         let Some(first) = next_in(bench, pages) else {
             return;
         };
-        let pins_possible = pins::possible();
+        let mut pinning = Pinning::now();
         let mut next = Some(first);
         while let Some((found, attributes)) = next {
-            let converted = self.convert(bench, &found, attributes, !pins_possible);
-            if converted.is_ok() {
-                let counter = &self.counters.made_mergeable;
-                counter.fetch_add(count(&found), Ordering::Relaxed); // a counter
-            } else {
-                bench.tables.left.insert(found.clone(), ());
-            }
             next = next_in(bench, &(found.end..pages.end));
+            let whole = || vec![found.clone()];
+            let stay = self.convert_around(bench, &found, attributes, &mut pinning);
+            let stay = stay.unwrap_or_else(|_| whole());
+            let converted = count(&found) - stay.iter().map(count).sum::<u64>();
+            let counter = &self.counters.made_mergeable;
+            counter.fetch_add(converted, Ordering::Relaxed); // a counter
+            stay.into_iter().for_each(|stays| bench.tables.left.insert(stays, ()));
         }
     }
 
-    fn unmerge_chunk(
+    /// Gives pages of a file mapping back to anonymous memory, all but those that may be pinned, or all
+    /// but those there is no memory for; gives which these are.
+    fn convert_around(
         &self,
         bench: &mut Bench<'_>,
         pages: &Range<Vpn>,
         attributes: Attributes,
-        pins_possible: bool,
-    ) -> Result<(), MemoryError> {
+        pinning: &mut Pinning,
+    ) -> Result<Vec<Range<Vpn>>, MemoryError> {
+        let mut stay = match self.convert(bench, pages, attributes, pinning.written()) {
+            Ok(()) => return Ok(Vec::new()),
+            Err(Refusal::Exhausted) => return Ok(vec![pages.clone()]),
+            Err(Refusal::MaybePinned) => match pinning {
+                Pinning::Testable(test) => joined(test.pinned()),
+                _ => self.written_after_merging(pages)?,
+            },
+        };
         let mut at = pages.start;
-        if pins_possible {
-            // What the program wrote to stays where it is, and what lies between is converted.
-            for written in self.written_after_merging(pages)? {
-                self.unmerge_part(bench, &(at..written.start), attributes, false)?;
-                bench.tables.left.insert(written.clone(), ());
-                at = written.end;
+        for pinned in stay.clone().into_iter().chain([pages.end..pages.end]) {
+            let between = at..pinned.start;
+            at = pinned.end;
+            if !between.is_empty()
+                && self.convert(bench, &between, attributes, pinning.written()).is_err()
+            {
+                stay.push(between);
             }
         }
-        self.unmerge_part(bench, &(at..pages.end), attributes, !pins_possible)
-    }
-
-    fn unmerge_part(
-        &self,
-        bench: &mut Bench<'_>,
-        pages: &Range<Vpn>,
-        attributes: Attributes,
-        written: bool,
-    ) -> Result<(), MemoryError> {
-        if pages.is_empty() {
-            return Ok(());
-        }
-        match self.convert(bench, pages, attributes, written) {
-            Ok(()) => Ok(()),
-            Err(Refusal::MaybePinned | Refusal::Exhausted) => {
-                self.copy_in_place(pages)?;
-                bench.tables.left.insert(pages.clone(), ());
-                Ok(())
-            }
-        }
+        Ok(stay)
     }
 
     /// Pages of a file mapping that are the program's own already.
@@ -206,6 +203,18 @@ impl ProcessMemory {
             .find(bytes, category::PRESENT, &mut |region| each(&region))
             .map_err(|source| system("PAGEMAP_SCAN", source))
     }
+}
+
+/// Pages, in ascending order, as ranges.
+fn joined(pages: &[Vpn]) -> Vec<Range<Vpn>> {
+    let mut ranges: Vec<Range<Vpn>> = Vec::new();
+    for page in pages {
+        match ranges.last_mut() {
+            Some(last) if last.end == *page => last.end = page.plus(1),
+            _ => ranges.push(*page..page.plus(1)),
+        }
+    }
+    ranges
 }
 
 /// Makes every page of `pages` the program's own, as writing what is there would.

@@ -27,6 +27,6 @@ mod topology;
 pub use affinity::AllowedCpus;
 pub use error::TopologyError;
 pub use node::{Nid, Node};
-pub use online::online_nodes;
+pub use online::{allowed_memory_nodes, online_nodes};
 pub use pages::{move_pages, nodes_of_pages, nodes_of_process_pages};
 pub use topology::Topology;

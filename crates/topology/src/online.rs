@@ -34,6 +34,31 @@ pub fn online_nodes() -> Result<Vec<Nid>, TopologyError> {
     Ok(nids.into_iter().collect())
 }
 
+/// The nodes that have memory and that the calling thread may have memory from (its cpuset's), in ascending
+/// order. A machine without NUMA support has node 0.
+///
+/// # Errors
+///
+/// [`TopologyError::OnlineNodes`] if the kernel's lists can't be read or understood.
+pub fn allowed_memory_nodes() -> Result<Vec<Nid>, TopologyError> {
+    let strange = |what: &str| {
+        TopologyError::OnlineNodes(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()))
+    };
+    let there = match fs::read_to_string(LISTS[0]) {
+        Ok(list) => parse(list.trim()).ok_or_else(|| strange(&list))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![Nid(0)]),
+        Err(error) => return Err(TopologyError::OnlineNodes(error)),
+    };
+    let status =
+        fs::read_to_string("/proc/thread-self/status").map_err(TopologyError::OnlineNodes)?;
+    let mut lines = status.lines();
+    let list = lines.find_map(|line| line.strip_prefix("Mems_allowed_list:"));
+    // A kernel without cpusets allows all.
+    let Some(list) = list else { return Ok(there) };
+    let allowed = parse(list.trim()).ok_or_else(|| strange(list))?;
+    Ok(there.into_iter().filter(|nid| allowed.contains(nid)).collect())
+}
+
 /// Numbers and ranges, separated by commas, such as `0-1,3`; or nothing.
 fn parse(list: &str) -> Option<Vec<Nid>> {
     let mut nids = Vec::new();
@@ -66,6 +91,9 @@ mod tests {
 
     #[test]
     fn this_machine_has_a_node_online() {
-        assert!(!online_nodes().expect("sysfs").is_empty());
+        let online = online_nodes().expect("sysfs");
+        let memory = allowed_memory_nodes().expect("sysfs and proc");
+        assert!(!memory.is_empty());
+        assert!(memory.iter().all(|nid| online.contains(nid)));
     }
 }

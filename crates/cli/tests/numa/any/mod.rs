@@ -4,4 +4,5 @@ pub(crate) mod locality;
 mod merging;
 mod migration;
 pub(crate) mod offline;
+mod pins;
 mod program;
