@@ -108,6 +108,7 @@ impl<'a> Session<'a> {
             if self.has_queued() {
                 continue;
             }
+            self.client.memory.mend_if_due();
             let flags = if self.outgoing.is_empty() {
                 PollFlags::IN
             } else {

@@ -29,6 +29,7 @@ mod join;
 mod kinds;
 mod maps;
 mod memory;
+mod mend;
 mod merge;
 mod nodes;
 mod num;

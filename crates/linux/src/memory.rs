@@ -17,6 +17,7 @@ use crate::fork::{self, Held};
 use crate::frame_file::FrameSource;
 use crate::kinds::kind;
 use crate::maps::{self, Attributes};
+use crate::mend::Mending;
 use crate::num::{PAGE_SHIFT, address, bytes, count, size};
 use crate::pagemap::{PageRegion, Pagemap};
 use crate::pin_test::Pinning;
@@ -28,7 +29,7 @@ use crate::{copy, host, nodes};
 pub(crate) const STAGING_PAGES: usize = 256;
 
 /// No page number of a program's is as large: 57 bits of address are the most there are.
-const ADDRESSABLE: Vpn = Vpn(1 << (57 - PAGE_SHIFT));
+pub(crate) const ADDRESSABLE: Vpn = Vpn(1 << (57 - PAGE_SHIFT));
 
 /// The memory of the process this runs in.
 ///
@@ -59,6 +60,7 @@ pub struct ProcessMemory {
     /// [`Tables`].
     pub(crate) staging: Area,
     tables: Mutex<Tables>,
+    pub(crate) mending: Mutex<Mending>,
     pub(crate) counters: Counters,
     /// The machine counts private mappings against a limit, so replacing one can fail half-way.
     pub(crate) strict_overcommit: bool,
@@ -146,6 +148,7 @@ impl ProcessMemory {
                 islands: 0,
                 empties: Vec::new(),
             }),
+            mending: Mutex::new(Mending::new()),
             counters: Counters::default(),
             strict_overcommit: host::strict_overcommit(),
             several_nodes: allowed_memory_nodes().is_ok_and(|nodes| nodes.len() > 1),
@@ -300,6 +303,7 @@ impl Memory for ProcessMemory {
         if self.is_inherited() {
             return Ok(pages.end);
         }
+        self.mend_if_due();
         let before = out.len();
         // Looked up before the walk: a page that is mapped to a frame only now is reported as the
         // program's own, as it was; that looks may be old is known to the engine.

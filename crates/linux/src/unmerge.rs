@@ -125,7 +125,7 @@ impl ProcessMemory {
 
     /// Gives pages of a file mapping back to anonymous memory, all but those that may be pinned, or all
     /// but those there is no memory for; gives which these are.
-    fn convert_around(
+    pub(crate) fn convert_around(
         &self,
         bench: &mut Bench<'_>,
         pages: &Range<Vpn>,

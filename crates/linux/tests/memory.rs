@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{World, all, assert_content, assert_contents, mappings_of, page_of, sub, written_of};
+use common::{
+    World, all, assert_content, assert_contents, mappings_in, mappings_of, page_of, sub, written_of,
+};
 use numerge_engine::machine::{Frames, Kind, Memory, MemoryError, Outcome, PAGE_SIZE, Target};
 use numerge_linux::{AnonymousRegion, Error};
 
@@ -401,4 +403,50 @@ fn islands_are_joined_again() {
     assert!(mappings_of(&region) <= 2, "{}", mappings_of(&region));
     assert_contents(&region, unique);
     assert!(all(&world.merge_frames(region.pages(), &frames), Outcome::Merged));
+}
+
+#[test]
+fn s3_6_ranges_mostly_written_to_become_anonymous_again() {
+    let Some(world) = World::new() else { return };
+    let region = world.region(1000, unique);
+    // Cut into small mappings, as pages merged at different times are: no frames side by side.
+    let frames = world.frames(&(0..1000).map(|n| unique(n * 7 % 1000)).collect::<Vec<_>>());
+    let merge_again = |page: usize| {
+        let frame = frames.start.plus((page * 143 % 1000) as u64);
+        world.merge(sub(&region, page..page + 1), Target::Frames(frame)) == [Outcome::Merged]
+    };
+    assert!((0..1000).all(merge_again));
+    assert_eq!(mappings_of(&region), 1000);
+    world.written(region.pages());
+    // Four in five of the first half, one in five of the second.
+    let is_broken = |page: usize| (page < 500) != page.is_multiple_of(5);
+    let content =
+        |page: usize| if is_broken(page) { 1_000_000 + unique(page) } else { unique(page) };
+    (0..1000).filter(|page| is_broken(*page)).for_each(|page| {
+        region.write(page * PAGE_SIZE, &page_of(content(page))).unwrap();
+    });
+    assert_contents(&region, content);
+
+    // Wherever it is cut into pieces to be judged: this lies in pieces of the first half, that of the second.
+    let (mended, kept) = (0..240, 760..1000);
+    let are = |pages: std::ops::Range<usize>, wanted: Kind| {
+        let mut kinds = Vec::new();
+        world.memory.kinds(sub(&region, pages), &mut kinds).unwrap();
+        kinds.iter().filter(|kind| **kind == Some(wanted)).count()
+    };
+    while are(mended.clone(), Kind::Frame) > 0 {
+        world.memory.mend_if_due();
+        std::thread::yield_now();
+    }
+    assert_contents(&region, content);
+    assert_eq!(are(kept.clone(), Kind::Frame), kept.filter(|page| !is_broken(*page)).count());
+    let written: u64 = world
+        .written(sub(&region, mended.clone()))
+        .iter()
+        .map(|found| found.pages.end.0 - found.pages.start.0)
+        .sum();
+    assert_eq!(written, 240, "the engine has to hear of each");
+    assert_eq!(mappings_in(&region, mended.clone()), 1);
+    mended.clone().for_each(|page| region.write(page * PAGE_SIZE, &page_of(unique(page))).unwrap());
+    assert!(mended.into_iter().all(merge_again));
 }

@@ -112,8 +112,13 @@ pub fn assert_contents(region: &AnonymousRegion, content: impl Fn(usize) -> u64)
 
 /// How many mappings the kernel has for a region.
 pub fn mappings_of(region: &AnonymousRegion) -> usize {
-    let start = region.as_ptr().addr();
-    let end = start + region.len();
+    mappings_in(region, 0..region.len() / PAGE_SIZE)
+}
+
+/// How many mappings the kernel has for pages of a region.
+pub fn mappings_in(region: &AnonymousRegion, pages: Range<usize>) -> usize {
+    let first = region.as_ptr().addr();
+    let (start, end) = (first + pages.start * PAGE_SIZE, first + pages.end * PAGE_SIZE);
     std::fs::read_to_string("/proc/self/maps")
         .unwrap()
         .lines()
