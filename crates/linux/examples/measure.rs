@@ -53,6 +53,16 @@ fn runs(pools: &FramePools, memory: &ProcessMemory, nid: Nid, len: usize) {
     let merge = micros_a_page(began, pages);
     assert!(out.iter().all(|outcome| *outcome == Outcome::Merged));
     let merged = memory.mappings().unwrap().used;
+    for &first in &firsts {
+        for page in first..first + len {
+            region.write(page * PAGE_SIZE, &content(page)).unwrap();
+        }
+    }
+    out.clear();
+    let began = Instant::now();
+    memory.merge(&plan, &mut out);
+    let again = micros_a_page(began, pages);
+    assert!(out.iter().all(|outcome| *outcome == Outcome::Merged));
     let began = Instant::now();
     memory.unmerge(&[region.pages()]).unwrap();
     let unmerge = micros_a_page(began, pages);
@@ -77,7 +87,8 @@ fn runs(pools: &FramePools, memory: &ProcessMemory, nid: Nid, len: usize) {
     let zero = micros_a_page(began, pages);
     assert!(out.iter().all(|outcome| *outcome == Outcome::Merged));
     println!(
-        "runs of {len:3}: merge {merge:6.2} us a page, unmerge {unmerge:6.2}, zero {zero:6.2}; \
+        "runs of {len:3}: merge {merge:6.2} us a page, again {again:6.2}, unmerge {unmerge:6.2}, \
+         zero {zero:6.2}; \
          mappings {before} -> {merged} -> {after}"
     );
     memory.unregister(region.pages()).unwrap();

@@ -25,7 +25,6 @@ use crate::fork::AddressSpace;
 use crate::maps::{self, Attributes, Mapping};
 use crate::memory::{ProcessMemory, Tables, span};
 use crate::num::{PAGE_SHIFT, count, pointer, size};
-use crate::pin_test::Pinning;
 use crate::ranges::Ranges;
 use crate::{host, sys};
 
@@ -195,7 +194,6 @@ impl ProcessMemory {
         if self.is_inherited() {
             return Ok(());
         }
-        let mut pinning = Pinning::now();
         let mut at = pages.start;
         loop {
             let bench = self.bench();
@@ -207,7 +205,7 @@ impl ProcessMemory {
             if merged && count(&found) > host::spare_pages() {
                 return Err(MemoryError::OutOfMemory);
             }
-            self.leave_files(&found, &mut pinning)?;
+            self.leave_files(&found)?;
             at = found.end;
         }
         let mut bench = self.bench();
@@ -263,10 +261,9 @@ impl ProcessMemory {
                 _ => ranges.push(pages),
             }
         }
-        let mut pinning = Pinning::now();
         for pages in &ranges {
             // What can't be given back stays.
-            let _ = self.leave_files(pages, &mut pinning);
+            let _ = self.leave_files(pages);
         }
         self.bench().tables.islands = 0;
         self.join();

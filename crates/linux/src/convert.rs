@@ -26,7 +26,7 @@ use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, Tables, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::category;
-use crate::pin_test::Written;
+use crate::pin_test::PinTest;
 use crate::uffd::Mode;
 use crate::{nodes, sys};
 
@@ -44,14 +44,13 @@ pub(crate) enum Refusal {
 
 impl ProcessMemory {
     /// Gives adjacent pages of one registered range, all in file mappings, back to anonymous memory.
-    /// At most a staging area's worth. If any of them is one that the program wrote to and that, by
-    /// `written`, may be pinned, none.
+    /// At most a staging area's worth. None, if there are such among them that the program wrote to and
+    /// that may be pinned; [`Tables::pin_test`] knows which.
     pub(crate) fn convert(
         &self,
         bench: &mut Bench<'_>,
         pages: &Range<Vpn>,
         attributes: Attributes,
-        written: Written<'_>,
     ) -> Result<(), Refusal> {
         let tables = &mut *bench.tables;
         let empty = tables.empties.iter().find(|(of, _)| *of == attributes);
@@ -64,7 +63,7 @@ impl ProcessMemory {
             self.release_writers(pages);
             return Err(Refusal::Exhausted);
         }
-        let copied = self.snapshot(pages, written);
+        let copied = self.snapshot(pages, &mut tables.pin_test);
         let swapped = copied.and_then(|()| {
             if put_over(pages, empty).is_ok() || self.refill(pages) {
                 Ok(())
@@ -92,7 +91,7 @@ impl ProcessMemory {
     }
 
     /// Makes who writes to `pages` wait.
-    fn hold_writers(&self, pages: &Range<Vpn>) -> io::Result<()> {
+    pub(crate) fn hold_writers(&self, pages: &Range<Vpn>) -> io::Result<()> {
         self.tracking.unregister(span(pages))?;
         self.holding.register(span(pages), Mode::WP)?;
         let mut tries = 0;
@@ -112,41 +111,40 @@ impl ProcessMemory {
     }
 
     /// Ends that; tracks again.
-    fn release_writers(&self, pages: &Range<Vpn>) {
+    pub(crate) fn release_writers(&self, pages: &Range<Vpn>) {
         // Fails if the range is not there in that context; then there is nothing to end.
         let _ = self.holding.unregister(span(pages));
         let _ = self.holding.wake(span(pages));
         self.track_again(pages);
     }
 
-    /// Copies pages that nobody can write to now to the staging area.
-    fn snapshot(&self, pages: &Range<Vpn>, mut written: Written<'_>) -> Result<(), Refusal> {
-        let mut private = 0;
-        if let Written::Tested(test) = &mut written {
-            test.clear();
-        }
+    /// Has those of `pages` tested that the program wrote to. A page swapped out is not looked at: no device
+    /// can be writing to it.
+    pub(crate) fn add_own_pages(
+        &self,
+        pages: &Range<Vpn>,
+        pin_test: &mut PinTest,
+    ) -> io::Result<()> {
         let bytes = address(pages.start)..address(pages.end);
-        // A page swapped out is not looked at: no device can be writing to it.
-        let found = self.pagemap.find(bytes, category::PRESENT, &mut |region| {
+        self.pagemap.find(bytes, category::PRESENT, &mut |region| {
             if region.categories & (category::FILE | category::PFNZERO) == 0 {
-                private += region.end - region.start;
-                if let Written::Tested(test) = &mut written {
-                    test.add(&pages_of(&region));
-                }
+                pin_test.add(&pages_of(&region));
             }
-        });
-        if self.several_nodes {
+        })
+    }
+
+    /// Copies pages that nobody can write to now to the staging area.
+    fn snapshot(&self, pages: &Range<Vpn>, pin_test: &mut PinTest) -> Result<(), Refusal> {
+        pin_test.clear();
+        if self.add_own_pages(pages, pin_test).is_err() {
+            return Err(Refusal::Exhausted);
+        }
+        if pin_test.has_several_nodes() {
             // Only a matter of speed: else they would come to be where this thread is, or the test moves
             // them.
             nodes::prefer_node_of(pages.start, self.staging.span());
         }
-        let free = private == 0
-            || match written {
-                Written::Stay => false,
-                Written::Go => true,
-                Written::Tested(test) => test.passes(),
-            };
-        if found.is_err() || !free {
+        if !pin_test.passes() {
             return Err(Refusal::MaybePinned);
         }
         let len = size(count(pages)) * PAGE_SIZE;

@@ -14,6 +14,7 @@
 //!   own memory might be what is frozen.
 //! - No Rust reference ever points into registered memory.
 
+mod again;
 mod area;
 mod bitmap;
 mod calls;

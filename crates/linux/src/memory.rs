@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use numerge_engine::machine::{
     Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Vpn, Written,
 };
-use numerge_topology::{Nid, allowed_memory_nodes};
+use numerge_topology::Nid;
 
 use crate::area::Area;
 use crate::error::{Error, system};
@@ -20,7 +20,7 @@ use crate::maps::{self, Attributes};
 use crate::mend::Mending;
 use crate::num::{PAGE_SHIFT, address, bytes, count, size};
 use crate::pagemap::{PageRegion, Pagemap};
-use crate::pin_test::Pinning;
+use crate::pin_test::PinTest;
 use crate::ranges::Ranges;
 use crate::uffd::{Mode, Span, Uffd};
 use crate::{copy, host, nodes};
@@ -64,8 +64,6 @@ pub struct ProcessMemory {
     pub(crate) counters: Counters,
     /// The machine counts private mappings against a limit, so replacing one can fail half-way.
     pub(crate) strict_overcommit: bool,
-    /// There is more than one node that memory can be on.
-    pub(crate) several_nodes: bool,
     _events: EventReader,
     depth: u64,
 }
@@ -84,6 +82,7 @@ pub(crate) struct Tables {
     pub(crate) leaving: Ranges<()>,
     /// Times that memory was given back in the middle of a file mapping, since islands were joined.
     pub(crate) islands: u64,
+    pub(crate) pin_test: PinTest,
     /// Empty anonymous memory, never touched, for each kind of registered range.
     pub(crate) empties: Vec<(Attributes, Area)>,
 }
@@ -105,7 +104,8 @@ impl Tables {
 /// What happened that the engine does not ask about.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    /// Pages given back to anonymous memory so that they could be merged again.
+    /// Pages written after they were merged that were merged again, or given back to anonymous memory so
+    /// that they can be.
     pub(crate) made_mergeable: AtomicU64,
     /// Pages whose writes can't be seen any more, since they could not be registered again.
     pub(crate) untracked: AtomicU64,
@@ -146,12 +146,12 @@ impl ProcessMemory {
                 left: Ranges::new(),
                 leaving: Ranges::new(),
                 islands: 0,
+                pin_test: PinTest::new(),
                 empties: Vec::new(),
             }),
             mending: Mutex::new(Mending::new()),
             counters: Counters::default(),
             strict_overcommit: host::strict_overcommit(),
-            several_nodes: allowed_memory_nodes().is_ok_and(|nodes| nodes.len() > 1),
             _events: events,
             depth: fork::depth(),
         })
@@ -168,7 +168,7 @@ impl ProcessMemory {
         self.tables().left.pages()
     }
 
-    /// Pages written after they were merged that were made mergeable again, in total.
+    /// Pages written after they were merged that were merged again, or made mergeable, in total.
     #[must_use]
     pub fn pages_made_mergeable(&self) -> u64 {
         self.counters.made_mergeable.load(Ordering::Relaxed) // a counter
@@ -283,7 +283,7 @@ impl Memory for ProcessMemory {
             return Ok(());
         }
         // What the program wrote to after it was merged is in a file mapping still.
-        self.leave_files(&pages, &mut Pinning::now())?;
+        self.leave_files(&pages)?;
         self.join_if_due();
         let mut bench = self.bench();
         self.tracking
@@ -353,10 +353,12 @@ impl Memory for ProcessMemory {
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
+        let mut again = Vec::new();
         for run in runs {
-            self.merge_run(run, out);
+            self.merge_run(run, &mut again, out);
         }
         if !self.is_inherited() {
+            self.merge_again(&again, out);
             self.join_if_due();
         }
     }

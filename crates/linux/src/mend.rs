@@ -20,7 +20,6 @@ use crate::maps::Attributes;
 use crate::memory::{ADDRESSABLE, Bench, ProcessMemory, STAGING_PAGES, pages_of};
 use crate::num::{address, count};
 use crate::pagemap::category;
-use crate::pin_test::Pinning;
 
 /// What is judged, and given back, as a whole.
 const WINDOW_PAGES: u64 = STAGING_PAGES as u64;
@@ -65,9 +64,8 @@ impl ProcessMemory {
 
     /// Looks at some pages from `at` on, and gives how many went back to anonymous memory.
     pub(crate) fn mend(&self, at: &mut Vpn) -> u64 {
-        let mut pinning = Pinning::now();
         // Without a test for pins, those that were written to would be all that stays.
-        if pinning.is_possible() || host::spare_pages() < LOOK_PAGES {
+        if !self.bench().tables.pin_test.can_tell() || host::spare_pages() < LOOK_PAGES {
             return 0;
         }
         let (mut looked, mut given_back, mut windows) = (0, 0, 0);
@@ -89,9 +87,8 @@ impl ProcessMemory {
             }
             windows += 1;
             for (part, attributes) in parts {
-                let stay = self.convert_around(&mut bench, &part, attributes, &mut pinning);
-                let stay = stay.map_or(count(&part), |stay| stay.iter().map(count).sum());
-                given_back += count(&part) - stay;
+                let stay = self.convert_around(&mut bench, &part, attributes);
+                given_back += count(&part) - stay.iter().map(count).sum::<u64>();
             }
         }
         let counter = &self.counters.made_mergeable;

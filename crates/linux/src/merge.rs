@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use numerge_engine::machine::{Outcome, PAGE_SIZE, Run, Target, Vpn};
 
+use crate::again::Again;
 use crate::frame_file::{FILE_FRAMES, FrameRun};
 use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, span};
@@ -58,8 +59,9 @@ impl Place {
 }
 
 impl ProcessMemory {
-    /// Merges one run and appends an outcome for each page.
-    pub(crate) fn merge_run(&self, run: &Run, out: &mut Vec<Outcome>) {
+    /// Merges what of one run is anonymous memory, and appends an outcome for each page. The rest goes to
+    /// `again`.
+    pub(crate) fn merge_run(&self, run: &Run, again: &mut Vec<Again>, out: &mut Vec<Outcome>) {
         let mut done = 0;
         while done < count(&run.pages) {
             let first = run.pages.start.plus(done);
@@ -76,7 +78,15 @@ impl ProcessMemory {
             let outcomes = &mut outcomes[..size(len)];
             match goal {
                 Some(goal) if !self.is_inherited() => {
-                    self.merge_chunk(&(first..first.plus(len)), &goal, outcomes);
+                    let pages = first..first.plus(len);
+                    let files = self.merge_chunk(&pages, &goal, outcomes);
+                    if let Target::Frames(kpfn) = run.target {
+                        again.extend(files.into_iter().map(|file| {
+                            let offset = file.start.0 - first.0;
+                            let kpfn = kpfn.plus(done + offset);
+                            Again { pages: file, kpfn, place: out.len() + size(offset) }
+                        }));
+                    }
                 }
                 _ => outcomes.fill(Outcome::Refused),
             }
@@ -85,10 +95,20 @@ impl ProcessMemory {
         }
     }
 
-    /// Merges what is registered of at most a staging area's worth of pages.
-    fn merge_chunk(&self, pages: &Range<Vpn>, goal: &Goal, outcomes: &mut [Outcome]) {
+    /// Merges what is registered of at most a staging area's worth of pages, and gives what of it is in
+    /// file mappings.
+    fn merge_chunk(
+        &self,
+        pages: &Range<Vpn>,
+        goal: &Goal,
+        outcomes: &mut [Outcome],
+    ) -> Vec<Range<Vpn>> {
         let mut bench = self.bench();
-        self.make_mergeable(&mut bench, pages);
+        if matches!(goal, Goal::Zero) {
+            // Which is no page of a file.
+            self.make_mergeable(&mut bench, pages);
+        }
+        let mut files = Vec::new();
         let mut at = pages.start;
         while let Some((piece, attributes)) = bench.tables.registered.next_in(&(at..pages.end)) {
             at = piece.end;
@@ -111,8 +131,12 @@ impl ProcessMemory {
                 }
                 outcomes[offset(file.start)..offset(file.end)].fill(Outcome::Refused);
                 from = file.end;
+                if !file.is_empty() {
+                    files.push(file);
+                }
             }
         }
+        files
     }
 
     /// Tries once more what could not be moved, after taking it back from forks: a page that a fork
@@ -365,8 +389,8 @@ fn failure(error: &io::Error) -> Outcome {
     }
 }
 
-/// Maps frames over pages of the program that are equal to them and out of its view.
-fn map_frames(
+/// Maps frames over pages of the program that are equal to them.
+pub(crate) fn map_frames(
     run: &Range<Vpn>,
     frames: &FrameRun,
     first: u64,
@@ -375,7 +399,7 @@ fn map_frames(
     let reserve = if attributes.no_reserve { libc::MAP_NORESERVE } else { 0 };
     let len = size(span(run).len);
     // SAFETY: the range is registered memory that the caller has the right to take apart (`Bench`);
-    // its content is staged and equal to the frames, so nobody can tell the difference.
+    // its content is equal to the frames, and nobody can write to it, so nobody can tell the difference.
     unsafe {
         sys::map(
             pointer(run.start),

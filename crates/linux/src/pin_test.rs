@@ -16,68 +16,38 @@ use crate::nodes::move_pages;
 use crate::num::{address, size};
 use crate::pins::{self, Pins};
 
-/// What becomes of pages that the program wrote to after they were merged.
-pub(crate) enum Written<'a> {
-    /// They stay: a device may be writing to them.
-    Stay,
-    /// They go: no device can be.
-    Go,
-    /// The test says it of each.
-    Tested(&'a mut PinTest),
-}
-
-/// What is known of pins in this process, for a short time.
-pub(crate) enum Pinning {
-    Impossible,
-    Testable(PinTest),
-    Possible,
-}
-
-impl Pinning {
-    /// Looks through the files this process has open.
-    pub(crate) fn now() -> Self {
-        match pins::possible() {
-            Pins::None => Self::Impossible,
-            Pins::ByFiles => PinTest::new().map_or(Self::Possible, Self::Testable),
-            Pins::ByDevices => Self::Possible,
-        }
-    }
-
-    /// Pages written to are safe from being taken for what they are not.
-    pub(crate) const fn is_possible(&self) -> bool {
-        matches!(self, Self::Possible)
-    }
-
-    pub(crate) const fn written(&mut self) -> Written<'_> {
-        match self {
-            Self::Impossible => Written::Go,
-            Self::Testable(test) => Written::Tested(test),
-            Self::Possible => Written::Stay,
-        }
-    }
-}
-
-/// The test.
+/// Which of the pages that nobody can write to now may be pinned. Reused: asking allocates nothing.
+#[derive(Debug)]
 pub(crate) struct PinTest {
-    /// Where pages may go; at least two.
+    /// Where pages may go.
     nodes: Vec<c_int>,
     /// The pages looked at, as addresses.
     addresses: Vec<usize>,
-    /// Which of them are pinned.
+    /// Which of them may be pinned.
     pinned: Vec<Vpn>,
 }
 
 impl PinTest {
-    /// None where pages have nowhere else to go.
-    fn new() -> Option<Self> {
-        let nodes = allowed_memory_nodes().ok()?;
-        let nodes: Vec<c_int> = nodes.iter().filter_map(|nid| nid.0.try_into().ok()).collect();
-        let room = || Vec::with_capacity(STAGING_PAGES);
-        (nodes.len() > 1).then(|| Self {
-            nodes,
-            addresses: room(),
-            pinned: Vec::with_capacity(STAGING_PAGES),
-        })
+    pub(crate) fn new() -> Self {
+        let nodes = allowed_memory_nodes().unwrap_or_default();
+        let nodes = nodes.iter().filter_map(|nid| nid.0.try_into().ok()).collect();
+        let (addresses, pinned) =
+            (Vec::with_capacity(STAGING_PAGES), Vec::with_capacity(STAGING_PAGES));
+        Self { nodes, addresses, pinned }
+    }
+
+    /// Whether it can be told of single pages that they are not pinned, as things stand.
+    pub(crate) fn can_tell(&self) -> bool {
+        match pins::possible() {
+            Pins::None => true,
+            Pins::ByFiles => self.has_several_nodes(),
+            Pins::ByDevices => false,
+        }
+    }
+
+    /// Whether there is more than one node that memory can be on.
+    pub(crate) const fn has_several_nodes(&self) -> bool {
+        self.nodes.len() > 1
     }
 
     /// Begins with no pages.
@@ -86,17 +56,34 @@ impl PinTest {
         self.pinned.clear();
     }
 
-    /// Has pages looked at, at most a staging area's worth in all. Nobody can write to them until the
-    /// test is over. Allocates nothing.
+    /// Has pages looked at, as many as there is room for. Nobody can write to them until the test is over.
     pub(crate) fn add(&mut self, pages: &Range<Vpn>) {
-        let room = STAGING_PAGES - self.addresses.len();
-        let pages = (pages.start.0..pages.end.0).map(Vpn).take(room);
+        let pages = (pages.start.0..pages.end.0).map(Vpn).take(self.room());
         self.addresses.extend(pages.map(|page| size(address(page))));
     }
 
-    /// Whether none of the pages is pinned. They may be on other nodes then, while those that have a pinned
-    /// one among them are back where they were, if there is room. Allocates nothing.
+    /// Pages that there is room for still.
+    pub(crate) fn room(&self) -> usize {
+        STAGING_PAGES - self.addresses.len()
+    }
+
+    /// Whether none of the pages may be pinned. Allocates nothing.
+    ///
+    /// The files this process has open are looked at now and not earlier: nobody has pinned one of the
+    /// pages since they can't be written to, and who did before, did so by a file.
     pub(crate) fn passes(&mut self) -> bool {
+        match pins::possible() {
+            _ if self.addresses.is_empty() => {}
+            Pins::None => {}
+            Pins::ByFiles if self.has_several_nodes() => self.try_to_move(),
+            Pins::ByFiles | Pins::ByDevices => self.pinned.extend(self.addresses.iter().map(page)),
+        }
+        self.pinned.is_empty()
+    }
+
+    /// Finds pages that don't move. The others may be on other nodes then, or if there are such, are back
+    /// where they were, if there is room.
+    fn try_to_move(&mut self) {
         let count = self.addresses.len();
         let (mut before, mut wanted, mut after) =
             ([-1; STAGING_PAGES], [-1; STAGING_PAGES], [-1; STAGING_PAGES]);
@@ -121,21 +108,21 @@ impl PinTest {
         };
         for n in 0..count {
             if !moved || (after[n] != wanted[n] && !retry(n)) {
-                self.pinned.push(Vpn((self.addresses[n] / PAGE_SIZE) as u64));
+                self.pinned.push(page(&self.addresses[n]));
             }
         }
-        if self.pinned.is_empty() {
-            return true;
-        }
-        if known {
+        if known && !self.pinned.is_empty() {
             // What can't be moved back is as well where it is.
             let _ = move_pages(&self.addresses, Some(before), after);
         }
-        false
     }
 
-    /// Which pages did not pass, in the order they were added.
+    /// Which pages did not pass, in the order they were added. Of a test that was passed, none.
     pub(crate) fn pinned(&self) -> &[Vpn] {
         &self.pinned
     }
+}
+
+fn page(address: &usize) -> Vpn {
+    Vpn((address / PAGE_SIZE) as u64)
 }

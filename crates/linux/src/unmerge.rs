@@ -11,7 +11,6 @@ use crate::maps::Attributes;
 use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::{PageRegion, category};
-use crate::pin_test::Pinning;
 use crate::{host, sys};
 
 /// Pages whose pages of zeros are replaced in one go.
@@ -23,9 +22,8 @@ impl ProcessMemory {
         if ranges.iter().map(count).sum::<u64>() > host::spare_pages() {
             return Err(MemoryError::OutOfMemory);
         }
-        let mut pinning = Pinning::now();
-        for pages in self.hulls(ranges, &pinning) {
-            self.leave_files(&pages, &mut pinning)?;
+        for pages in self.hulls(ranges) {
+            self.leave_files(&pages)?;
         }
         ranges.iter().try_for_each(|pages| self.fill_registered_zeros(pages))
     }
@@ -48,13 +46,14 @@ impl ProcessMemory {
     /// Ranges with nothing but pages between them that were written to since they were merged are
     /// taken as one, with those: a run costs what it costs, however long it is, and those pages can
     /// be merged again afterwards.
-    fn hulls(&self, ranges: &[Range<Vpn>], pinning: &Pinning) -> Vec<Range<Vpn>> {
+    fn hulls(&self, ranges: &[Range<Vpn>]) -> Vec<Range<Vpn>> {
         let bench = self.bench();
         let tables = &bench.tables;
+        let can_go = tables.pin_test.can_tell();
         let mut hulls: Vec<Range<Vpn>> = Vec::with_capacity(ranges.len());
         for pages in ranges {
             match hulls.last_mut() {
-                Some(last) if !pinning.is_possible() && last.end <= pages.start => {
+                Some(last) if can_go && last.end <= pages.start => {
                     let gap = last.end..pages.start;
                     let in_file = tables.in_file.next_in(&gap).map(|(found, _)| found);
                     if gap.is_empty() || in_file == Some(gap) {
@@ -71,11 +70,7 @@ impl ProcessMemory {
 
     /// Gives all pages of a range that are in file mappings back to anonymous memory, or where that
     /// can't be, makes them the program's own.
-    pub(crate) fn leave_files(
-        &self,
-        pages: &Range<Vpn>,
-        pinning: &mut Pinning,
-    ) -> Result<(), MemoryError> {
+    pub(crate) fn leave_files(&self, pages: &Range<Vpn>) -> Result<(), MemoryError> {
         let mut at = pages.start;
         while at < pages.end {
             // Short, so that forks and writers get their turn.
@@ -88,9 +83,7 @@ impl ProcessMemory {
                 break;
             };
             let end = found.start.plus(count(&found).min(STAGING_PAGES as u64));
-            for stays in
-                self.convert_around(&mut bench, &(found.start..end), attributes, pinning)?
-            {
+            for stays in self.convert_around(&mut bench, &(found.start..end), attributes) {
                 self.copy_in_place(&stays)?;
                 bench.tables.left.insert(stays, ());
             }
@@ -99,8 +92,8 @@ impl ProcessMemory {
         Ok(())
     }
 
-    /// Before a merge: gives pages that were written after they were merged back to anonymous
-    /// memory, where that is safe, so that they can be merged again.
+    /// Before a merge with the page of zeros: gives pages that were written after they were merged back to
+    /// anonymous memory, where that is safe.
     pub(crate) fn make_mergeable(&self, bench: &mut Bench<'_>, pages: &Range<Vpn>) {
         let next_in = |bench: &Bench<'_>, pages: &Range<Vpn>| {
             let found = bench.tables.registered_file_in(pages)?;
@@ -109,13 +102,10 @@ impl ProcessMemory {
         let Some(first) = next_in(bench, pages) else {
             return;
         };
-        let mut pinning = Pinning::now();
         let mut next = Some(first);
         while let Some((found, attributes)) = next {
             next = next_in(bench, &(found.end..pages.end));
-            let whole = || vec![found.clone()];
-            let stay = self.convert_around(bench, &found, attributes, &mut pinning);
-            let stay = stay.unwrap_or_else(|_| whole());
+            let stay = self.convert_around(bench, &found, attributes);
             let converted = count(&found) - stay.iter().map(count).sum::<u64>();
             let counter = &self.counters.made_mergeable;
             counter.fetch_add(converted, Ordering::Relaxed); // a counter
@@ -130,38 +120,21 @@ impl ProcessMemory {
         bench: &mut Bench<'_>,
         pages: &Range<Vpn>,
         attributes: Attributes,
-        pinning: &mut Pinning,
-    ) -> Result<Vec<Range<Vpn>>, MemoryError> {
-        let mut stay = match self.convert(bench, pages, attributes, pinning.written()) {
-            Ok(()) => return Ok(Vec::new()),
-            Err(Refusal::Exhausted) => return Ok(vec![pages.clone()]),
-            Err(Refusal::MaybePinned) => match pinning {
-                Pinning::Testable(test) => joined(test.pinned()),
-                _ => self.written_after_merging(pages)?,
-            },
+    ) -> Vec<Range<Vpn>> {
+        let mut stay = match self.convert(bench, pages, attributes) {
+            Ok(()) => return Vec::new(),
+            Err(Refusal::Exhausted) => return vec![pages.clone()],
+            Err(Refusal::MaybePinned) => joined(bench.tables.pin_test.pinned()),
         };
         let mut at = pages.start;
         for pinned in stay.clone().into_iter().chain([pages.end..pages.end]) {
             let between = at..pinned.start;
             at = pinned.end;
-            if !between.is_empty()
-                && self.convert(bench, &between, attributes, pinning.written()).is_err()
-            {
+            if !between.is_empty() && self.convert(bench, &between, attributes).is_err() {
                 stay.push(between);
             }
         }
-        Ok(stay)
-    }
-
-    /// Pages of a file mapping that are the program's own already.
-    fn written_after_merging(&self, pages: &Range<Vpn>) -> Result<Vec<Range<Vpn>>, MemoryError> {
-        let mut found: Vec<Range<Vpn>> = Vec::new();
-        self.each_present(pages, &mut |region| {
-            if region.categories & category::FILE == 0 {
-                found.push(pages_of(region));
-            }
-        })?;
-        Ok(found)
+        stay
     }
 
     /// Makes the kernel copy each frame where it is mapped. The pages stay in the file mapping.
