@@ -74,8 +74,9 @@ impl PinTest {
     pub(crate) fn passes(&mut self) -> bool {
         match pins::possible() {
             _ if self.addresses.is_empty() => {}
+            // Also without a file: a process_vm_writev(2) may be under way.
+            Pins::None | Pins::ByFiles if self.has_several_nodes() => self.try_to_move(),
             Pins::None => {}
-            Pins::ByFiles if self.has_several_nodes() => self.try_to_move(),
             Pins::ByFiles | Pins::ByDevices => self.pinned.extend(self.addresses.iter().map(page)),
         }
         self.pinned.is_empty()
