@@ -12,8 +12,9 @@ use std::ops::Range;
 
 use crate::client::Client;
 use crate::config::Config;
+use crate::known::{self, hull};
 use crate::service;
-use crate::space::{Space, hull};
+use crate::space::Space;
 use crate::sys;
 use crate::threads;
 
@@ -152,6 +153,7 @@ pub fn forking(make: impl FnOnce() -> isize) -> isize {
 }
 
 extern "C" fn after_in_child() {
+    known::after_in_child();
     let fd = CONNECTION.swap(-1, Ordering::Relaxed); // alone in this process
     if fd >= 0 {
         // SAFETY: the child's copy of a descriptor whose owner, the service thread, is not here.
@@ -245,10 +247,10 @@ impl Here {
 
     /// `pages` are unmapped or mapped over.
     pub(crate) fn gone(&mut self, pages: &Range<Vpn>) {
-        self.disown(pages);
         self.leave_engine(pages);
         self.unwant(pages);
         self.forget_mapping(pages);
+        known::forget(pages);
     }
 
     /// A call failed that would have unmapped `pages` first, and may have done so.
@@ -269,7 +271,7 @@ impl Here {
     }
 
     /// The same of what is wanted still.
-    pub(crate) fn forget_mapping(&mut self, pages: &Range<Vpn>) {
+    fn forget_mapping(&mut self, pages: &Range<Vpn>) {
         if let Some(client) = self.client() {
             client.memory.forget(&self.held, pages);
         }
