@@ -37,6 +37,7 @@
 //!   (`mapped`), but its forked children only once they ask for it (`MADV_MERGEABLE`).
 
 mod agent;
+mod api;
 pub mod calls;
 mod client;
 pub mod config;
@@ -50,5 +51,9 @@ mod sys;
 mod threads;
 
 pub use agent::{begin, forking, watch_forks};
+pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};
+
+/// What the preload library defines, for who links the agent to find that it is there.
+pub const PRELOADED: &std::ffi::CStr = c"numerge_agent_is_preloaded";

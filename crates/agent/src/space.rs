@@ -61,6 +61,8 @@ pub(crate) struct Space {
     pub(crate) client: Option<Arc<Client>>,
     /// The service thread was started, or can't be.
     pub(crate) started: bool,
+    /// Why nothing is merged, and never will be.
+    pub(crate) problem: Option<String>,
     /// In file mappings since the process was forked.
     pub(crate) loose: LoosePages,
 }
@@ -169,6 +171,16 @@ impl Space {
     pub(crate) fn new_region(&mut self) -> u64 {
         self.last_region += 1;
         self.last_region
+    }
+
+    /// Pages that the program wants merged.
+    pub(crate) fn pages_wanted(&self) -> u64 {
+        self.wanted.pages()
+    }
+
+    /// What the engine has been told of.
+    pub(crate) fn registered_ranges(&self) -> Vec<Range<Vpn>> {
+        self.regions.iter().map(|(pages, _)| pages).collect()
     }
 
     /// How many regions the engine knows, and how many pages they have.

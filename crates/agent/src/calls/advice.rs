@@ -122,21 +122,27 @@ fn want(start: usize, len: usize) -> Answer {
 
 fn unwant(start: usize, len: usize, pages: &Range<Vpn>) -> Answer {
     sys::check_mapped(start, len)?;
-    if let Some(mut here) = enter() {
-        here.unwant(pages);
-        let here = here.let_go(pages)?;
-        // What was left in a file mapping, or inherited: the kernel copies it where it is.
-        let mut at = pages.start;
-        while let Some(found) = here.next_file(&(at..pages.end)) {
-            at = found.end;
-            let arguments = bytes(&found);
-            let advice = register(libc::MADV_POPULATE_WRITE);
-            // SAFETY: changes no content.
-            unsafe { sys::call(libc::SYS_madvise, &[arguments[0], arguments[1], advice]) }
-                .map_err(|_| libc::ENOMEM)?;
-        }
+    if let Some(here) = enter() {
+        give_back(here, pages)?;
     }
     Ok(0)
+}
+
+/// Makes `pages` the program's own again, wherever they can be. The program does not want them merged.
+pub(crate) fn give_back(mut here: Here, pages: &Range<Vpn>) -> Result<Here, i32> {
+    here.unwant(pages);
+    let here = here.let_go(pages)?;
+    // What was left in a file mapping, or inherited: the kernel copies it where it is.
+    let mut at = pages.start;
+    while let Some(found) = here.next_file(&(at..pages.end)) {
+        at = found.end;
+        let arguments = bytes(&found);
+        let advice = register(libc::MADV_POPULATE_WRITE);
+        // SAFETY: changes no content.
+        unsafe { sys::call(libc::SYS_madvise, &[arguments[0], arguments[1], advice]) }
+            .map_err(|_| libc::ENOMEM)?;
+    }
+    Ok(here)
 }
 
 /// Drops the content of `pages`, piece by piece in ascending order, and ends where the kernel would.

@@ -25,6 +25,7 @@ use std::ops::Range;
 
 use numerge_engine::machine::Vpn;
 
+pub(crate) use advice::give_back;
 pub use advice::{madvise, process_madvise};
 pub use attributes::{ioctl, lock, lock_all, mbind, mprotect, prctl};
 pub use mapping::{mmap, munmap};
