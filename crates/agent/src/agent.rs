@@ -1,6 +1,7 @@
 //! The one agent of a process: when it begins, what a fork makes of it, and the lock it stands under.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use numerge_engine::machine::Vpn;
 use numerge_linux::{AddressSpace, fork_depth};
 use numerge_protocol::Scope;
-use std::ops::Range;
 
 use crate::client::Client;
 use crate::config::Config;
+use crate::known::{self, hull};
 use crate::service;
-use crate::space::{Space, hull};
+use crate::space::Space;
 use crate::sys;
 use crate::threads;
 
@@ -48,6 +49,8 @@ const LARGE_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Agent {
     pub(crate) config: Config,
+    /// Whether people are told on standard error why nothing is merged.
+    pub(crate) complains: bool,
     /// See [`threads::can_start_anywhere`].
     can_start_anywhere: bool,
 }
@@ -59,7 +62,8 @@ impl Agent {
     }
 }
 
-/// Reads the environment, and if it names an engine's socket, begins. Once, before the program runs.
+/// Reads the environment, and if it names an engine's socket, begins. Before the program runs; does nothing
+/// the second time.
 ///
 /// # Errors
 /// A line for people, if a variable is not as it should be; the agent does nothing then.
@@ -67,24 +71,36 @@ pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), 
     let Some(config) = Config::from(variable)? else {
         return Ok(());
     };
+    if let Some(agent) = begin_with(config, true)?
+        && agent.config.scope == Scope::Mapped
+        && !agent.can_start_anywhere
+        && let Some(here) = enter()
+    {
+        here.start(true);
+    }
+    Ok(())
+}
+
+/// Begins with these settings. None if there is an agent already.
+///
+/// # Errors
+/// As [`watch_forks`].
+pub(crate) fn begin_with(
+    config: Config,
+    complains: bool,
+) -> Result<Option<&'static Agent>, String> {
     watch_forks()?;
     let can_start_anywhere = threads::can_start_anywhere();
-    PID.store(std::process::id(), Ordering::Relaxed); // nobody else is here yet
     let mut is_first = false;
     let agent = AGENT.get_or_init(|| {
         is_first = true;
-        Agent { config, can_start_anywhere }
+        PID.store(std::process::id(), Ordering::Relaxed); // read by who has found the agent
+        Agent { config, complains, can_start_anywhere }
     });
     if is_first {
         set_unasked(agent.unasked());
-        if agent.config.scope == Scope::Mapped
-            && !can_start_anywhere
-            && let Some(here) = enter()
-        {
-            here.start(true);
-        }
     }
-    Ok(())
+    Ok(is_first.then_some(agent))
 }
 
 /// Has forks seen from now on. The earlier, the better: see the preload library. Does nothing the second
@@ -152,6 +168,7 @@ pub fn forking(make: impl FnOnce() -> isize) -> isize {
 }
 
 extern "C" fn after_in_child() {
+    known::after_in_child();
     let fd = CONNECTION.swap(-1, Ordering::Relaxed); // alone in this process
     if fd >= 0 {
         // SAFETY: the child's copy of a descriptor whose owner, the service thread, is not here.
@@ -245,10 +262,10 @@ impl Here {
 
     /// `pages` are unmapped or mapped over.
     pub(crate) fn gone(&mut self, pages: &Range<Vpn>) {
-        self.disown(pages);
         self.leave_engine(pages);
         self.unwant(pages);
         self.forget_mapping(pages);
+        known::forget(pages);
     }
 
     /// A call failed that would have unmapped `pages` first, and may have done so.
@@ -269,7 +286,7 @@ impl Here {
     }
 
     /// The same of what is wanted still.
-    pub(crate) fn forget_mapping(&mut self, pages: &Range<Vpn>) {
+    fn forget_mapping(&mut self, pages: &Range<Vpn>) {
         if let Some(client) = self.client() {
             client.memory.forget(&self.held, pages);
         }

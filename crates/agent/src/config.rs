@@ -1,6 +1,6 @@
 //! What the environment asks for.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -38,11 +38,7 @@ impl Config {
         let Some(socket) = variable(SOCKET) else {
             return Ok(None);
         };
-        if !(1..=SOCKET_BYTES).contains(&socket.as_bytes().len()) {
-            return Err(format!(
-                "{SOCKET}={socket:?}: must be the path of a socket, 1 to {SOCKET_BYTES} bytes"
-            ));
-        }
+        check_socket(SOCKET, &socket)?;
         let scope = variable(SCOPE);
         let scope = match scope.as_deref().map(|scope| scope.to_str()) {
             None | Some(Some("advised")) => Scope::Advised,
@@ -53,25 +49,32 @@ impl Config {
             }
         };
         let domain = variable(DOMAIN);
-        let domain = match domain.as_deref().map(|domain| domain.to_str().filter(is_domain)) {
-            None => None,
-            Some(Some(domain)) => Some(domain.to_owned()),
-            Some(None) => {
-                let domain = domain.unwrap_or_default();
-                return Err(format!(
-                    "{DOMAIN}={domain:?}: 1 to {} bytes of A-Z, a-z, 0-9, '.', '_' and '-' are \
-                     allowed",
-                    limits::DOMAIN_BYTES
-                ));
-            }
-        };
+        let domain = domain.map(|domain| check_domain(DOMAIN, &domain)).transpose()?;
         Ok(Some(Self { socket: socket.into(), scope, domain }))
     }
 }
 
-fn is_domain(name: &&str) -> bool {
+/// Whether a socket's path, set as `name`, is one.
+pub(crate) fn check_socket(name: &str, socket: &OsStr) -> Result<(), String> {
+    if (1..=SOCKET_BYTES).contains(&socket.as_bytes().len()) {
+        Ok(())
+    } else {
+        Err(format!("{name}={socket:?}: must be the path of a socket, 1 to {SOCKET_BYTES} bytes"))
+    }
+}
+
+/// The domain set as `name`, if it is one.
+pub(crate) fn check_domain(name: &str, domain: &OsStr) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=limits::DOMAIN_BYTES).contains(&name.len()) && name.chars().all(allowed)
+    let fits = |domain: &&str| {
+        (1..=limits::DOMAIN_BYTES).contains(&domain.len()) && domain.chars().all(allowed)
+    };
+    domain.to_str().filter(fits).map(str::to_owned).ok_or_else(|| {
+        format!(
+            "{name}={domain:?}: 1 to {} bytes of A-Z, a-z, 0-9, '.', '_' and '-' are allowed",
+            limits::DOMAIN_BYTES
+        )
+    })
 }
 
 #[cfg(test)]

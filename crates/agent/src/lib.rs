@@ -6,6 +6,7 @@
 //! | module | does |
 //! | --- | --- |
 //! | `calls` | sees to it that each call means what it meant without us |
+//! | `known`, `page_set` | what calls ask without the lock: which pages the agent has to do with |
 //! | `agent` | the one agent of the process; the lock; what a fork makes of it |
 //! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
 //! | `client` | what merges; a thread that gives memory back for the program's threads |
@@ -16,7 +17,9 @@
 //!   away; and calls nothing that calls the program's malloc, for it may be that malloc that called, but
 //!   to start the service thread. Nobody calls that malloc with `AddressSpace` held.
 //! - A thread of the program never freezes pages.
-//! - What the program's call does and what the engine is told of it happen under one lock.
+//! - What the program's call does and what the engine is told of it happen under one lock. Calls on pages
+//!   that are not known take none, and nothing is registered while one is under way that may not have seen
+//!   that it is known by now.
 //! - Without an engine everything goes on: nothing here waits for one but the service thread.
 //!
 //! # Limits of this version
@@ -26,15 +29,20 @@
 //! - Static programs, and calls made by raw system calls, are not seen. A program that makes *some* of
 //!   its mappings by library calls, and changes *those* by raw system calls, must not be run with scope
 //!   `mapped`.
+//! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
+//!   from being merged.
 //! - A program that closes descriptors that are not its own ends the merging, and may find descriptors
 //!   of its own used in the agent's stead.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
 //!   (`mapped`), but its forked children only once they ask for it (`MADV_MERGEABLE`).
 
 mod agent;
+mod api;
 pub mod calls;
 mod client;
 pub mod config;
+mod known;
+mod page_set;
 mod reserve;
 mod service;
 mod session;
@@ -43,5 +51,9 @@ mod sys;
 mod threads;
 
 pub use agent::{begin, forking, watch_forks};
+pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};
+
+/// What the preload library defines, for who links the agent to find that it is there.
+pub const PRELOADED: &std::ffi::CStr = c"numerge_agent_is_preloaded";

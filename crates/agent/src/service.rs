@@ -23,7 +23,7 @@ pub(crate) fn run() {
     };
     let client = match Client::start() {
         Ok(client) => client,
-        Err(why) => return complain(&why),
+        Err(why) => return complain(agent, why),
     };
     if let Some(mut here) = enter() {
         here.client = Some(client.clone());
@@ -33,7 +33,7 @@ pub(crate) fn run() {
         let began = Instant::now();
         match attend(agent, &client) {
             Ok(End::ForEver(why)) => {
-                complain(&why);
+                complain(agent, why);
                 return;
             }
             Ok(End::ForNow) if began.elapsed() > LASTING => rest = FIRST_REST,
@@ -83,9 +83,16 @@ pub(crate) fn drain(client: &Client) {
     let _ = rustix::io::read(&client.wake, &mut [0; 8]);
 }
 
-/// One line for people, on standard error.
-fn complain(why: &str) {
-    let line = format!("numerge: memory of process {} is not merged: {why}\n", std::process::id());
-    // There is nobody else to tell.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+/// Says why nothing is merged, to who asks, and, unless the program has the agent for itself, to people: a
+/// line on standard error.
+fn complain(agent: &Agent, why: String) {
+    if agent.complains {
+        let line =
+            format!("numerge: memory of process {} is not merged: {why}\n", std::process::id());
+        // There is nobody else to tell.
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+    if let Some(mut here) = enter() {
+        here.problem = Some(why);
+    }
 }

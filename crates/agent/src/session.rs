@@ -28,6 +28,7 @@ use rustix::event::PollFlags;
 use crate::agent::enter;
 use crate::client::Client;
 use crate::config::Config;
+use crate::known;
 use crate::service::{drain, wait};
 use crate::space::Out;
 
@@ -36,6 +37,8 @@ const WELCOME_WAIT: Duration = Duration::from_secs(10);
 /// Time from a note to the look: much of what is mapped is unmapped again soon, and one look does for
 /// all notes.
 const LOOK_DELAY: Duration = Duration::from_millis(20);
+/// How often to look, at one time, whether a call of the program's is over.
+const PASSING_TRIES: u32 = 100;
 /// A look reads of all mappings; at most this part of the time is spent with it.
 const LOOK_SHARE: u32 = 10;
 /// Most ranges of one look.
@@ -306,6 +309,11 @@ impl<'a> Session<'a> {
         let due = (*self.noted_since.get_or_insert(now) + LOOK_DELAY).max(self.next_look);
         if let Some(left) = due.checked_duration_since(now).filter(|left| !left.is_zero()) {
             return Ok(left.min(IDLE));
+        }
+        // They were made known before they were noted.
+        if !known::all_have_passed(PASSING_TRIES) {
+            self.next_look = now + LOOK_DELAY;
+            return Ok(LOOK_DELAY);
         }
         // Without the lock, for it can take long. What changes meanwhile is noted anew.
         let Ok(parts) = Part::find(&ready) else {

@@ -12,40 +12,16 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use numerge_engine::machine::Vpn;
 use numerge_linux::{AddressSpace, LoosePages, Ranges};
 use numerge_protocol::{Answer, Sequence};
 
 use crate::client::Client;
+use crate::known::{self, hull};
 
 /// Messages that may wait to be sent. Beyond, the connection is given up: all begins anew then.
 const QUEUE: usize = 4096;
-
-/// Where anything begins and ends that the agent has to do with, in pages; empty at first. Grows only,
-/// so that who finds a range outside need not take a lock.
-static HULL_START: AtomicU64 = AtomicU64::new(u64::MAX);
-static HULL_END: AtomicU64 = AtomicU64::new(0);
-
-/// Whether a range may hold something the agent has to do with.
-pub(crate) fn may_concern(pages: &Range<Vpn>) -> bool {
-    // Relaxed: whoever may know an address of the program's got it after the store, by means of the
-    // program's own.
-    pages.start.0 < HULL_END.load(Ordering::Relaxed)
-        && HULL_START.load(Ordering::Relaxed) < pages.end.0
-}
-
-/// Pages that may concern the agent, from the first to the last.
-pub(crate) fn hull() -> Range<Vpn> {
-    // Relaxed: as above.
-    Vpn(HULL_START.load(Ordering::Relaxed))..Vpn(HULL_END.load(Ordering::Relaxed))
-}
-
-fn extend_hull(pages: &Range<Vpn>) {
-    HULL_START.fetch_min(pages.start.0, Ordering::Relaxed); // see may_concern()
-    HULL_END.fetch_max(pages.end.0, Ordering::Relaxed); // see may_concern()
-}
 
 /// A message for the engine.
 #[derive(Debug)]
@@ -59,9 +35,6 @@ pub(crate) enum Out {
 /// Everything, for one process.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
-    /// Private anonymous mappings that the program made by calls that were seen, and so will be those that
-    /// unmap them. What else the program offers may be the C library's, which unmaps it unseen.
-    own: Ranges<()>,
     /// What the program wants merged.
     wanted: Ranges<()>,
     /// Of that, what is to be looked at, with the time of noting in notes.
@@ -88,6 +61,8 @@ pub(crate) struct Space {
     pub(crate) client: Option<Arc<Client>>,
     /// The service thread was started, or can't be.
     pub(crate) started: bool,
+    /// Why nothing is merged, and never will be.
+    pub(crate) problem: Option<String>,
     /// In file mappings since the process was forked.
     pub(crate) loose: LoosePages,
 }
@@ -101,38 +76,23 @@ impl Space {
             // Its threads are not here, its descriptors are the parent's.
             std::mem::forget(client);
         }
-        Self { loose, own: self.own, ..Self::default() }
-    }
-
-    /// The program has made a private anonymous mapping.
-    pub(crate) fn made(&mut self, pages: &Range<Vpn>) {
-        extend_hull(pages);
-        self.own.insert(pages.clone(), ());
-    }
-
-    /// `pages` are unmapped, or something else.
-    pub(crate) fn disown(&mut self, pages: &Range<Vpn>) {
-        self.own.remove(pages);
-    }
-
-    /// Whether the program made all of these pages.
-    pub(crate) fn owns(&self, pages: &Range<Vpn>) -> bool {
-        let mut at = pages.start;
-        while at < pages.end {
-            match self.own.next_in(&(at..pages.end)) {
-                Some((found, ())) if found.start == at => at = found.end,
-                _ => return false,
-            }
-        }
-        true
+        Self { loose, ..Self::default() }
     }
 
     /// The program wants these pages merged; those that it made are.
     pub(crate) fn want(&mut self, pages: &Range<Vpn>) {
         let mut at = pages.start;
-        while let Some((found, ())) = self.own.next_in(&(at..pages.end)) {
+        while let Some(found) = known::next_own(&(at..pages.end)) {
             at = found.end;
-            self.wanted.insert(found, ());
+            // What can't be remembered for want of memory is not merged.
+            if known::know(&found).is_ok() {
+                // Once more: see `known`.
+                let mut at = found.start;
+                while let Some(own) = known::next_own(&(at..found.end)) {
+                    at = own.end;
+                    self.wanted.insert(own, ());
+                }
+            }
         }
         self.note(pages);
     }
@@ -211,6 +171,16 @@ impl Space {
     pub(crate) fn new_region(&mut self) -> u64 {
         self.last_region += 1;
         self.last_region
+    }
+
+    /// Pages that the program wants merged.
+    pub(crate) fn pages_wanted(&self) -> u64 {
+        self.wanted.pages()
+    }
+
+    /// What the engine has been told of.
+    pub(crate) fn registered_ranges(&self) -> Vec<Range<Vpn>> {
+        self.regions.iter().map(|(pages, _)| pages).collect()
     }
 
     /// How many regions the engine knows, and how many pages they have.

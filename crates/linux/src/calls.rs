@@ -59,6 +59,14 @@ impl Part {
     }
 }
 
+/// Checks that all of `pages` could be registered as things are now.
+///
+/// # Errors
+/// [`Error::NotAnonymous`] or [`Error::Attribute`], which say why not; or if /proc can't be read.
+pub fn check_mergeable(pages: &Range<Vpn>) -> Result<(), Error> {
+    maps::mergeable(pages).map(|_| ())
+}
+
 /// Pages in file mappings that a fork's child has from its parent.
 #[derive(Debug, Default)]
 pub struct LoosePages(Ranges<Attributes>);

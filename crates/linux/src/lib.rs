@@ -50,7 +50,7 @@ mod uffd;
 mod unmerge;
 mod witness;
 
-pub use calls::{LoosePages, Part, mappings_in};
+pub use calls::{LoosePages, Part, check_mergeable, mappings_in};
 pub use error::Error;
 pub use fork::{AddressSpace, Quiet, depth as fork_depth, forking, watch as watch_forks};
 pub use frame_file::{FrameRun, FrameSource};

@@ -35,6 +35,11 @@ fn unsigned(argument: c_ulong) -> usize {
     usize::from_ne_bytes(argument.to_ne_bytes())
 }
 
+/// [`numerge_agent::PRELOADED`].
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals, reason = "a name for C's linker")]
+pub static numerge_agent_is_preloaded: u8 = 1;
+
 /// mmap(3).
 ///
 /// # Safety

@@ -37,23 +37,28 @@ fn target() -> (PathBuf, String) {
     (profile.to_owned(), name)
 }
 
-/// The preload library, built anew if need be: cargo does not build one for the tests of another package.
+/// The preload library.
 pub fn preload() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let (directory, profile) = target();
-        let profile = if profile == "debug" { "dev" } else { &profile };
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "-p", "numerge-agent-preload", "--profile", profile])
-            .arg("--manifest-path")
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/preload/Cargo.toml"))
-            .arg("--target-dir")
-            .arg(directory.parent().unwrap())
-            .status()
-            .unwrap();
-        assert!(status.success(), "the preload library could not be built");
-        directory.join("libnumerge_agent.so")
-    })
+    BUILT.get_or_init(|| built(&["-p", "numerge-agent-preload"]).join("libnumerge_agent.so"))
+}
+
+/// Has cargo build something anew if need be, for it does not build what another package's tests use, nor
+/// examples for a single test; gives where that is.
+pub fn built(what: &[&str]) -> PathBuf {
+    let (directory, profile) = target();
+    let profile = if profile == "debug" { "dev" } else { &profile };
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--profile", profile])
+        .args(what)
+        .arg("--manifest-path")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .arg("--target-dir")
+        .arg(directory.parent().unwrap())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{what:?} could not be built");
+    directory
 }
 
 /// A client program, compiled.

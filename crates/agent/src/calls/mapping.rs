@@ -1,0 +1,112 @@
+//! Calls that make mappings and unmap them.
+
+use std::ops::Range;
+
+use numerge_engine::machine::Vpn;
+
+use super::{pages_of, relieved};
+use crate::agent::{self, enter};
+use crate::known::{self, may_concern};
+use crate::sys::{self, Answer, register};
+
+/// mmap(2).
+///
+/// # Safety
+/// What is mapped over is the program's to answer for. So for all functions here.
+pub unsafe fn mmap(
+    at: usize,
+    len: usize,
+    protection: i32,
+    flags: i32,
+    fd: i32,
+    offset: usize,
+) -> Answer {
+    let arguments = [at, len, register(protection), register(flags), register(fd), offset];
+    // SAFETY: the program's own call.
+    let call = || unsafe { sys::call(libc::SYS_mmap, &arguments) };
+    if agent::get().is_none() {
+        return call();
+    }
+    let is_own = flags & libc::MAP_TYPE == libc::MAP_PRIVATE && flags & libc::MAP_ANONYMOUS != 0;
+    let is_wanted = agent::is_wanted(len, flags);
+    let over = if flags & libc::MAP_FIXED == 0 { None } else { pages_of(at, len) };
+    let was_own = over.as_ref().is_some_and(known::disown);
+    let answer = relieved(|| {
+        if is_wanted || over.as_ref().is_some_and(may_concern) {
+            return map_known(call, len, over.as_ref(), is_own, is_wanted);
+        }
+        let made = call()?;
+        if let Some(pages) = pages_of(made, len) {
+            // Something may have been there that was unmapped unseen, or is being unmapped. Before it is
+            // own, for then it may be wanted.
+            if may_concern(&pages)
+                && let Some(mut here) = enter()
+            {
+                here.gone(&pages);
+            }
+            if is_own {
+                known::own(&pages);
+            } else {
+                known::disown(&pages);
+            }
+        }
+        Ok(made)
+    });
+    if let Some(over) = over.filter(|_| was_own && answer.is_err()) {
+        known::own_again(&over);
+    }
+    answer
+}
+
+/// The same with the lock.
+fn map_known(
+    call: impl Fn() -> Answer,
+    len: usize,
+    over: Option<&Range<Vpn>>,
+    is_own: bool,
+    is_wanted: bool,
+) -> Answer {
+    let Some(mut here) = enter() else {
+        return call();
+    };
+    let made = call().inspect_err(|_| here.gone_if_unmapped(over))?;
+    if let Some(pages) = sys::pages(made, len) {
+        here.gone(&pages);
+        if is_own {
+            known::own(&pages);
+        }
+        if is_wanted {
+            here.want(&pages);
+            here.start(false);
+        }
+    }
+    Ok(made)
+}
+
+/// munmap(2).
+///
+/// # Safety
+/// As [`mmap`].
+pub unsafe fn munmap(start: usize, len: usize) -> Answer {
+    // SAFETY: the program's own call.
+    let call = || unsafe { sys::call(libc::SYS_munmap, &[start, len]) };
+    let Some(pages) = pages_of(start, len).filter(|_| agent::get().is_some()) else {
+        return call();
+    };
+    let were_own = known::disown(&pages);
+    let answer = relieved(|| {
+        if !may_concern(&pages) {
+            return call();
+        }
+        let Some(mut here) = enter() else {
+            return call();
+        };
+        let answer = call()?;
+        here.gone(&pages);
+        Ok(answer)
+    });
+    if were_own && answer.is_err() {
+        known::own_again(&pages);
+    }
+    answer
+}
