@@ -1,7 +1,8 @@
 //! What merges this process's memory, and the thread that gives memory back for the program's threads.
 //!
 //! A thread of the program can't do that itself: while pages are frozen it must not touch them, and
-//! its stack, or its thread-local storage, may be among them.
+//! its stack, or its thread-local storage, may be among them. And it has another table of open files
+//! ([`crate::files`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use numerge_engine::machine::{Memory, Vpn};
+use numerge_engine::machine::{Kind, Memory, Vpn};
 use numerge_linux::{AddressSpace, FrameView, ProcessMemory};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -19,6 +20,8 @@ use crate::threads;
 
 /// Mappings given back at one time when the program lacks some.
 const RELIEF: usize = 4096;
+/// Pages that are looked at in one go.
+const LOOK_PAGES: u64 = 1 << 16;
 /// How long nothing is merged then.
 const RESPITE: Duration = Duration::from_secs(10);
 
@@ -29,18 +32,36 @@ pub(crate) struct Client {
     pub(crate) frames: Arc<FrameView>,
     /// Wakes the service thread.
     pub(crate) wake: OwnedFd,
-    jobs: Mutex<VecDeque<Arc<Job>>>,
+    jobs: Mutex<Jobs>,
     more: Condvar,
     reserve: Mutex<Option<Reserve>>,
     short_until: Mutex<Option<Instant>>,
 }
 
-/// Something to be given back.
+/// What the program's threads want done.
+#[derive(Debug, Default)]
+struct Jobs {
+    queue: VecDeque<Arc<Job>>,
+    /// The service thread is to be woken.
+    wake: bool,
+}
+
+/// Something to be given back, or counted.
 #[derive(Debug)]
 pub(crate) struct Job {
     what: What,
     result: Mutex<Option<bool>>,
+    counted: Mutex<Counted>,
     done: Condvar,
+}
+
+/// Pages by what they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counted {
+    /// Mapped to frames.
+    pub(crate) merged: u64,
+    /// Mapped to the machine's page of zeros.
+    pub(crate) zeros: u64,
 }
 
 #[derive(Debug)]
@@ -49,6 +70,8 @@ enum What {
     Pages(Range<Vpn>),
     /// Whatever uses up mappings.
     Mappings,
+    /// What these pages are.
+    Count(Vec<Range<Vpn>>),
 }
 
 impl Client {
@@ -71,10 +94,10 @@ impl Client {
         Ok(client)
     }
 
-    /// Makes the service thread look for work.
+    /// Makes the service thread look for work. By another thread, which has the means.
     pub(crate) fn wake(&self) {
-        // Fails only when it is awake already.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        locked(&self.jobs).wake = true;
+        self.more.notify_one();
     }
 
     /// Has pages given back. Nothing in them is merged meanwhile.
@@ -88,9 +111,17 @@ impl Client {
         self.submit(What::Mappings)
     }
 
+    /// Counts pages, which takes a descriptor that the program's threads don't have.
+    pub(crate) fn count(&self, ranges: Vec<Range<Vpn>>) -> Counted {
+        let job = self.submit(What::Count(ranges));
+        job.wait();
+        *locked(&job.counted)
+    }
+
     fn submit(&self, what: What) -> Arc<Job> {
-        let job = Arc::new(Job { what, result: Mutex::default(), done: Condvar::new() });
-        locked(&self.jobs).push_back(Arc::clone(&job));
+        let (result, counted, done) = (Mutex::default(), Mutex::default(), Condvar::new());
+        let job = Arc::new(Job { what, result, counted, done });
+        locked(&self.jobs).queue.push_back(Arc::clone(&job));
         self.more.notify_one();
         job
     }
@@ -98,19 +129,52 @@ impl Client {
     fn serve(&self) {
         loop {
             let mut jobs = locked(&self.jobs);
-            let job = loop {
-                match jobs.pop_front() {
-                    Some(job) => break job,
-                    None => jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner),
-                }
-            };
+            while jobs.queue.is_empty() && !jobs.wake {
+                jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+            }
+            let (job, wake) = (jobs.queue.pop_front(), std::mem::take(&mut jobs.wake));
             drop(jobs);
-            let done = match &job.what {
-                What::Pages(pages) => self.memory.give_back(pages).is_ok(),
-                What::Mappings => self.relieve().unwrap_or(false),
-            };
-            *locked(&job.result) = Some(done);
-            job.done.notify_all();
+            if wake {
+                // Fails only when it is awake already.
+                let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+            }
+            if let Some(job) = job {
+                let done = self.carry_out(&job);
+                *locked(&job.result) = Some(done);
+                job.done.notify_all();
+            }
+        }
+    }
+
+    fn carry_out(&self, job: &Job) -> bool {
+        match &job.what {
+            What::Pages(pages) => {
+                let given_back = self.memory.give_back(pages).is_ok();
+                if given_back {
+                    self.memory.untrack(pages);
+                }
+                given_back
+            }
+            What::Mappings => self.relieve().unwrap_or(false),
+            What::Count(ranges) => {
+                let counted = &mut *locked(&job.counted);
+                ranges.iter().for_each(|pages| self.add_kinds(pages, counted));
+                true
+            }
+        }
+    }
+
+    /// Counts what can be looked at.
+    fn add_kinds(&self, pages: &Range<Vpn>, counted: &mut Counted) {
+        let (mut at, mut kinds) = (pages.start, Vec::new());
+        while at < pages.end {
+            let end = at.plus(LOOK_PAGES).min(pages.end);
+            kinds.clear();
+            let _ = self.memory.kinds(at..end, &mut kinds);
+            let of = |kind| kinds.iter().filter(|found| **found == Some(kind)).count() as u64;
+            counted.merged += of(Kind::Frame);
+            counted.zeros += of(Kind::Zero);
+            at = end;
         }
     }
 

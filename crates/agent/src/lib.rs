@@ -11,12 +11,13 @@
 //! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
 //! | `client` | what merges; a thread that gives memory back for the program's threads |
 //! | `service`, `session` | the thread that talks to the engine |
+//! | `files` | which keeps its files apart from the program's |
 //!
 //! Architecture invariants:
 //! - A thread of the program allocates and frees the agent's memory only while signal handlers are kept
 //!   away; and calls nothing that calls the program's malloc, for it may be that malloc that called, but
 //!   to start the service thread. Nobody calls that malloc with `AddressSpace` held.
-//! - A thread of the program never freezes pages.
+//! - A thread of the program never freezes pages, and uses no file of the agent's.
 //! - What the program's call does and what the engine is told of it happen under one lock. Calls on pages
 //!   that are not known take none, and nothing is registered while one is under way that may not have seen
 //!   that it is known by now.
@@ -31,8 +32,6 @@
 //!   `mapped`.
 //! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
 //!   from being merged.
-//! - A program that closes descriptors that are not its own ends the merging, and may find descriptors
-//!   of its own used in the agent's stead.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
 //!   (`mapped`), but its forked children only once they ask for it (`MADV_MERGEABLE`).
 
@@ -41,6 +40,7 @@ mod api;
 pub mod calls;
 mod client;
 pub mod config;
+mod files;
 mod known;
 mod page_set;
 mod reserve;

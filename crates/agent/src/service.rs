@@ -1,6 +1,5 @@
 //! The thread that goes to the engine, again and again, for as long as the process lives.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use numerge_protocol::{Socket, SocketError};
@@ -8,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::agent::{self, Agent, enter};
 use crate::client::Client;
+use crate::files;
 use crate::session::{End, Session};
 
 /// Rest after the first connection that came to nothing, and the longest.
@@ -21,9 +21,12 @@ pub(crate) fn run() {
     let Some(agent) = agent::get() else {
         return;
     };
+    if let Err(error) = files::leave_table() {
+        return give_up(agent, format!("close_range: {error}"));
+    }
     let client = match Client::start() {
         Ok(client) => client,
-        Err(why) => return complain(agent, why),
+        Err(why) => return give_up(agent, why),
     };
     if let Some(mut here) = enter() {
         here.client = Some(client.clone());
@@ -33,7 +36,7 @@ pub(crate) fn run() {
         let began = Instant::now();
         match attend(agent, &client) {
             Ok(End::ForEver(why)) => {
-                complain(agent, why);
+                give_up(agent, why);
                 return;
             }
             Ok(End::ForNow) if began.elapsed() > LASTING => rest = FIRST_REST,
@@ -53,11 +56,8 @@ pub(crate) fn run() {
 fn attend(agent: &Agent, client: &Client) -> Result<End, SocketError> {
     let socket = Socket::connect(&agent.config.socket)?;
     socket.set_nonblocking(true)?;
-    agent::set_connection(Some(rustix::fd::AsFd::as_fd(&socket)));
     let end = Session::new(&socket, client).serve(&agent.config);
-    // Before the descriptor is closed, for a child would close another one of this number.
     if let Some(mut here) = enter() {
-        agent::set_connection(None);
         here.set_connected(false);
     }
     Ok(end)
@@ -85,12 +85,11 @@ pub(crate) fn drain(client: &Client) {
 
 /// Says why nothing is merged, to who asks, and, unless the program has the agent for itself, to people: a
 /// line on standard error.
-fn complain(agent: &Agent, why: String) {
+fn give_up(agent: &Agent, why: String) {
     if agent.complains {
         let line =
             format!("numerge: memory of process {} is not merged: {why}\n", std::process::id());
-        // There is nobody else to tell.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        files::complain(&line);
     }
     if let Some(mut here) = enter() {
         here.problem = Some(why);
