@@ -1,15 +1,20 @@
 //! A program that knows nothing of numerge: threads that fill memory which they offer for merging, share
-//! it with each other, move it, give it back, start processes, and check every byte all the while.
+//! it with each other, move it, protect it, give it back, read into it from a file past the page cache,
+//! fork and start processes, and check every byte all the while; signals write to such memory wherever
+//! they interrupt.
 //!
 //! usage: torture SECONDS [SEED]
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut, MmapOptions, RemapOptions, UncheckedAdvice};
+use rustix::process::{Signal, WaitOptions, getpid, kill_process, waitpid};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 512;
@@ -35,6 +40,49 @@ impl Random {
     }
 }
 
+/// Counted by the handler of signals, the second in mergeable memory.
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+static COUNTED: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Has signals count in mergeable memory, which is there for good.
+fn count_signals() {
+    let memory = Box::leak(Box::new(MmapMut::map_anon(1 << 20).expect("memory")));
+    offer(memory);
+    COUNTED.store(memory.as_mut_ptr().cast(), SeqCst);
+    // SAFETY: the handler only adds to atomics, which is allowed in one. The mapping is aligned, never
+    // unmapped, and nothing else refers to it.
+    let registered = unsafe {
+        signal_hook::low_level::register(signal_hook::consts::SIGUSR1, || {
+            (*COUNTED.load(SeqCst)).fetch_add(1, SeqCst);
+            SIGNALS.fetch_add(1, SeqCst);
+        })
+    };
+    registered.expect("a handler");
+}
+
+fn offer(memory: &MmapMut) {
+    // EINVAL: a kernel without KSM, and nobody in between.
+    if let Err(error) = memory.advise(Advice::Mergeable) {
+        assert_eq!(error.raw_os_error(), Some(22), "MADV_MERGEABLE: {error}");
+    }
+}
+
+/// A file of one page of each content, without a name, read past the page cache where the file system
+/// allows that.
+fn file_of_contents() -> File {
+    let name = format!("torture.{}", std::process::id());
+    let mut file = File::create_new(&name).expect("a file in this directory");
+    for content in 0..CONTENTS {
+        let bytes: Vec<u8> = (0..PAGE / 8).flat_map(|n| word(content, n).to_ne_bytes()).collect();
+        file.write_all(&bytes).expect("writing to it");
+    }
+    file.sync_all().expect("writing to it");
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&name);
+    let opened = direct.or_else(|_| File::open(&name)).expect("opening it");
+    std::fs::remove_file(name).expect("removing its name");
+    opened
+}
+
 fn word(content: u64, n: usize) -> u64 {
     if content == 0 { 0 } else { Random(content * 1_000_003 + n as u64).below(u64::MAX) }
 }
@@ -48,16 +96,8 @@ struct Book {
 impl Book {
     fn new() -> Self {
         let memory = MmapMut::map_anon(PAGES * PAGE).expect("memory");
-        let book = Self { memory, contents: vec![0; PAGES] };
-        book.offer();
-        book
-    }
-
-    fn offer(&self) {
-        // EINVAL: a kernel without KSM, and nobody in between.
-        if let Err(error) = self.memory.advise(Advice::Mergeable) {
-            assert_eq!(error.raw_os_error(), Some(22), "MADV_MERGEABLE: {error}");
-        }
+        offer(&memory);
+        Self { memory, contents: vec![0; PAGES] }
     }
 
     fn fill(&mut self, page: usize, content: u64) {
@@ -68,16 +108,70 @@ impl Book {
         self.contents[page] = content;
     }
 
+    /// The first word that is wrong.
+    fn wrong(&self, page: usize) -> Option<usize> {
+        let words = self.memory[page * PAGE..(page + 1) * PAGE].as_chunks::<8>().0;
+        let content = self.contents[page];
+        (0..words.len()).find(|n| u64::from_ne_bytes(words[*n]) != word(content, *n))
+    }
+
     fn check(&self, page: usize) {
-        let bytes = &self.memory[page * PAGE..(page + 1) * PAGE];
-        for (n, found) in bytes.as_chunks::<8>().0.iter().enumerate() {
-            let (found, content) = (u64::from_ne_bytes(*found), self.contents[page]);
-            assert_eq!(found, word(content, n), "page {page}, word {n}, content {content}");
+        let (wrong, content) = (self.wrong(page), self.contents[page]);
+        assert_eq!(wrong, None, "page {page}, content {content}: the word that is wrong");
+    }
+
+    /// A child finds what there was, and what it writes does not show here.
+    fn fork(&mut self, random: &mut Random) {
+        let (page, content) = (random.index(PAGES), random.below(CONTENTS));
+        // SAFETY: the child only computes with memory that is there, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let all_right = |book: &Self| (0..PAGES).all(|page| book.wrong(page).is_none());
+            let right = all_right(self) && {
+                self.fill(page, content);
+                all_right(self)
+            };
+            // SAFETY: ends the child, whose other threads are not there.
+            unsafe { libc::_exit(i32::from(!right)) };
         }
+        let Some(child) = rustix::process::Pid::from_raw(child) else {
+            return; // too many processes, for the moment
+        };
+        // The parent goes on writing while the child looks.
+        (0..20).for_each(|_| self.fill(random.index(PAGES), random.below(CONTENTS)));
+        let ended = loop {
+            match waitpid(Some(child), WaitOptions::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                ended => break ended.expect("waitpid").expect("a child").1,
+            }
+        };
+        assert_eq!(
+            ended.exit_status(),
+            Some(0),
+            "a child found wrong content, or failed: {ended:?}"
+        );
+    }
+
+    /// Read only, and back.
+    fn protect(&mut self) {
+        let empty = MmapMut::map_anon(PAGE).expect("memory");
+        let memory = std::mem::replace(&mut self.memory, empty);
+        let memory = memory.make_read_only().expect("mprotect");
+        self.memory = memory.make_mut().expect("mprotect");
     }
 }
 
-fn operate(books: &[RwLock<Book>], random: &mut Random, checks: &AtomicU64) {
+/// What all threads have.
+struct Shared {
+    books: Vec<RwLock<Book>>,
+    /// Page n has content n.
+    file: File,
+    checks: AtomicU64,
+    stop: AtomicBool,
+}
+
+fn operate(shared: &Shared, random: &mut Random) {
+    let Shared { books, checks, .. } = shared;
     let place = random.index(books.len());
     if random.below(3) > 0 {
         // Several at once.
@@ -89,7 +183,7 @@ fn operate(books: &[RwLock<Book>], random: &mut Random, checks: &AtomicU64) {
     let mut book = books[place].write().expect("another thread failed");
     let first = random.index(PAGES - 64);
     let count = 1 + random.index(64);
-    match random.below(12) {
+    match random.below(15) {
         0 => *book = Book::new(),
         1 => {
             let there = RemapOptions::new().may_move(true);
@@ -118,9 +212,19 @@ fn operate(books: &[RwLock<Book>], random: &mut Random, checks: &AtomicU64) {
             let mut memory = MmapOptions::new().len(PAGES * PAGE).map_anon().expect("memory");
             memory.copy_from_slice(&book.memory);
             book.memory = memory;
-            book.offer();
+            offer(&book.memory);
         }
-        5..8 => {
+        5 => book.fork(random),
+        6 => book.protect(),
+        7 => {
+            let (count, from) = (1 + random.index(8), random.below(CONTENTS - 8));
+            let place = &mut book.memory[first * PAGE..(first + count) * PAGE];
+            shared.file.read_exact_at(place, from * PAGE as u64).expect("reading the file");
+            for (page, content) in (first..first + count).zip(from..) {
+                book.contents[page] = content;
+            }
+        }
+        8..11 => {
             for n in 0..count {
                 book.fill(first + n, 1 + n as u64 % (CONTENTS - 1));
             }
@@ -140,16 +244,20 @@ fn operate(books: &[RwLock<Book>], random: &mut Random, checks: &AtomicU64) {
 fn main() -> ExitCode {
     let numbers: Vec<u64> = std::env::args().skip(1).filter_map(|n| n.parse().ok()).collect();
     let (seconds, seed) = (*numbers.first().unwrap_or(&10), *numbers.get(1).unwrap_or(&1));
-    let books: Vec<RwLock<Book>> = (0..BOOKS).map(|_| RwLock::new(Book::new())).collect();
-    let (books, checks) = (Arc::new(books), Arc::new(AtomicU64::new(0)));
-    let stop = Arc::new(AtomicBool::new(false));
+    count_signals();
+    let shared = Arc::new(Shared {
+        books: (0..BOOKS).map(|_| RwLock::new(Book::new())).collect(),
+        file: file_of_contents(),
+        checks: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    });
     let threads: Vec<_> = (0..THREADS)
         .map(|n| {
-            let (books, checks, stop) = (books.clone(), checks.clone(), stop.clone());
+            let shared = shared.clone();
             let mut random = Random(seed << 16 | n);
             std::thread::spawn(move || {
-                while !stop.load(SeqCst) {
-                    operate(&books, &mut random, &checks);
+                while !shared.stop.load(SeqCst) {
+                    operate(&shared, &mut random);
                     if random.below(4) == 0 {
                         std::thread::sleep(Duration::from_micros(random.below(4000)));
                     }
@@ -159,15 +267,21 @@ fn main() -> ExitCode {
         .collect();
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end && threads.iter().all(|thread| !thread.is_finished()) {
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(2));
+        kill_process(getpid(), Signal::USR1).expect("a signal to itself");
     }
-    stop.store(true, SeqCst);
+    shared.stop.store(true, SeqCst);
     let failed =
         threads.into_iter().map(std::thread::JoinHandle::join).filter(Result::is_err).count();
-    if failed > 0 {
-        eprintln!("torture: {failed} threads failed");
+    // SAFETY: `count_signals` put it there.
+    let counted = unsafe { &*COUNTED.load(SeqCst) }.load(SeqCst);
+    let signals = SIGNALS.load(SeqCst);
+    if failed > 0 || counted != signals {
+        eprintln!(
+            "torture: {failed} threads failed, {signals} signals, {counted} counted in memory"
+        );
         return ExitCode::FAILURE;
     }
-    println!("{} pages checked: no error", checks.load(SeqCst));
+    println!("{} pages checked, {signals} signals: no error", shared.checks.load(SeqCst));
     ExitCode::SUCCESS
 }

@@ -1,8 +1,12 @@
 //! Programs to run, and to run them by.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use numerge::control::{Client, path_beside};
+use tempfile::TempDir;
 
 /// Where cargo puts what it builds for this test.
 fn built() -> PathBuf {
@@ -60,4 +64,61 @@ pub(crate) fn c_program(name: &str) -> PathBuf {
 pub(crate) fn example(name: &str) -> PathBuf {
     build();
     built().join("examples").join(name)
+}
+
+/// Ended when it is dropped.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A daemon at full speed, and its control connection.
+pub(crate) struct Host {
+    socket: PathBuf,
+    pub(crate) client: Client,
+    _daemon: Running,
+    _scratch: TempDir,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let socket = scratch.path().join("socket");
+        let mut daemon = numerge(&["daemon", "--set", "pages_to_scan=100000"]);
+        daemon.args(["--set", "sleep_millisecs=0", "--socket"]).arg(&socket);
+        let daemon = Running(daemon.spawn().unwrap());
+        let end = Instant::now() + Duration::from_secs(20);
+        let client = loop {
+            match Client::connect(&path_beside(&socket)) {
+                Ok(client) => break client,
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        Self { socket, client, _daemon: daemon, _scratch: scratch }
+    }
+
+    /// `numerge run` under this daemon, of this scope; what is run is to be added.
+    pub(crate) fn run(&self, scope: &str) -> Command {
+        let mut run = numerge(&["run", "--scope", scope, "--socket"]);
+        run.arg(&self.socket).arg("--");
+        run
+    }
+
+    pub(crate) fn number(&mut self, name: &str) -> u64 {
+        self.client.status().unwrap()[name].as_u64().unwrap()
+    }
+
+    /// Waits until so much is saved, or fails.
+    pub(crate) fn wait_saved(&mut self, bytes: u64) {
+        let end = Instant::now() + Duration::from_secs(120);
+        while self.number("bytes_saved") < bytes {
+            assert!(Instant::now() < end, "not {bytes} saved: {}", self.client.status().unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }

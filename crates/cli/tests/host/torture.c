@@ -14,6 +14,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -133,14 +134,77 @@ static void do_fork(struct arena *a, uint64_t random, int raw) {
     reap(pid);
 }
 
-static void do_spawn(void) {
+static void do_spawn(int with_vfork) {
     static char *arguments[] = {"true", NULL}, *environment[] = {NULL};
-    pid_t pid = vfork();
-    if (!pid) {
-        execve("/bin/true", arguments, environment);
-        _exit(1);
+    pid_t pid = -1;
+    if (!with_vfork) {
+        /* The C library's own: a clone with a stack of its own, in the same memory. */
+        if (posix_spawn(&pid, "/bin/true", NULL, NULL, arguments, environment)) return;
+    } else {
+        pid = vfork();
+        if (!pid) {
+            execve("/bin/true", arguments, environment);
+            _exit(1);
+        }
     }
     if (pid > 0) reap(pid);
+}
+
+/* The kernel writes: from a pipe, and by what a debugger uses. */
+static void do_read(struct arena *a, uint64_t *random) {
+    unsigned page = next(random) % PAGES;
+    uint64_t *at = a->memory + (size_t)page * WORDS, words[WORDS];
+    uint8_t content = next(random) % CONTENTS;
+    for (unsigned n = 0; n < WORDS; n++) words[n] = word(content, n);
+    int how = next(random) % 3, fds[2];
+    if (how == 0) {
+        if (pipe(fds)) FAIL("pipe: %s", strerror(errno));
+        if (write(fds[1], words, PAGE) != PAGE) FAIL("writing to a pipe: %s", strerror(errno));
+        for (size_t done = 0; done < PAGE;) {
+            ssize_t got = read(fds[0], (char *)at + done, PAGE - done);
+            if (got <= 0) FAIL("reading from a pipe: %zd, %s", got, strerror(errno));
+            done += got;
+        }
+        close(fds[0]);
+        close(fds[1]);
+    } else if (how == 1) {
+        struct iovec from = {words, PAGE}, to = {at, PAGE};
+        ssize_t put = process_vm_writev(getpid(), &from, 1, &to, 1, 0);
+        if (put != PAGE) FAIL("process_vm_writev: %zd, %s", put, strerror(errno));
+    } else {
+        /* It may say EIO of a page that is being merged at that moment, as the README tells. */
+        int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+        if (fd < 0) FAIL("/proc/self/mem: %s", strerror(errno));
+        ssize_t put = -1;
+        for (int tries = 0; tries < 10000; tries++) {
+            put = pwrite(fd, words, PAGE, (uintptr_t)at);
+            if (put != -1 || errno != EIO) break;
+            usleep(100);
+        }
+        if (put != PAGE) FAIL("writing to /proc/self/mem: %zd, %s", put, strerror(errno));
+        close(fd);
+    }
+    a->content[page] = content;
+    check(a, page, "written by the kernel");
+}
+
+/* Shorter, longer again, perhaps elsewhere: the end reads as zeros then. */
+static void do_resize(struct arena *a, unsigned keep) {
+    size_t all = (size_t)PAGES * PAGE;
+    pthread_mutex_lock(&addresses);
+    void *at = mremap(a->memory, all, (size_t)keep * PAGE, 0);
+    if (at != a->memory) FAIL("mremap, shorter: %s", strerror(errno));
+    at = mremap(a->memory, (size_t)keep * PAGE, all, MREMAP_MAYMOVE);
+    int error = errno;
+    if (at == MAP_FAILED) /* it lies in more than one mapping */
+        map(a->memory + (size_t)keep * WORDS, all - (size_t)keep * PAGE, MAP_FIXED_NOREPLACE);
+    else
+        a->memory = at;
+    pthread_mutex_unlock(&addresses);
+    if (at == MAP_FAILED && error != EFAULT) FAIL("mremap, longer: %s", strerror(error));
+    offer(a->memory, all);
+    memset(a->content + keep, 0, PAGES - keep);
+    check_all(a, "resized");
 }
 
 static void do_direct(struct arena *a, uint64_t *random) {
@@ -206,7 +270,7 @@ static void operate(struct arena *a, uint64_t *random) {
     unsigned first = next(random) % (PAGES - 64), count = 1 + next(random) % 64;
     void *start = a->memory + (size_t)first * WORDS;
     size_t length = (size_t)count * PAGE;
-    switch (next(random) % 40) {
+    switch (next(random) % 44) {
     case 0:
         do_fork(a, next(random), 0);
         break;
@@ -214,7 +278,7 @@ static void operate(struct arena *a, uint64_t *random) {
         do_fork(a, next(random), 1);
         break;
     case 2:
-        do_spawn();
+        do_spawn(next(random) % 2);
         break;
     case 3: /* all of it, and again at the same place */
         pthread_mutex_lock(&addresses);
@@ -285,7 +349,15 @@ static void operate(struct arena *a, uint64_t *random) {
         for (unsigned n = 0; n < count; n++) check(a, first + n, "locked");
         munlock(start, length);
         break;
-    case 15 ... 24: /* equal runs */
+    case 15:
+    case 16:
+    case 17:
+        do_read(a, random);
+        break;
+    case 18:
+        do_resize(a, 1 + next(random) % (PAGES - 1));
+        break;
+    case 19 ... 28: /* equal runs */
         for (unsigned n = 0; n < count; n++) fill(a, first + n, 1 + n % (CONTENTS - 1));
         break;
     default:
