@@ -167,6 +167,19 @@ pub fn forking(make: impl FnOnce() -> isize) -> isize {
     made
 }
 
+/// The same where the child does not come back from `make`, but begins elsewhere: there it first calls what
+/// `make` is given.
+pub fn forking_elsewhere(make: impl FnOnce(fn()) -> isize) -> isize {
+    fn begin() {
+        numerge_linux::begin_elsewhere();
+        after_in_child();
+    }
+    if AGENT.get().is_none() || is_foreign() {
+        return make(|| ());
+    }
+    numerge_linux::forking_elsewhere(|| make(begin))
+}
+
 extern "C" fn after_in_child() {
     known::after_in_child();
     let fd = CONNECTION.swap(-1, Ordering::Relaxed); // alone in this process

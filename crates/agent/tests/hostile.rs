@@ -68,6 +68,21 @@ fn s1_1_handlers_of_forks_that_take_a_lock_under_which_memory_is_mapped() {
 }
 
 #[test]
+fn s1_1_processes_made_in_every_way() {
+    fine(&["kinds_of_fork", "clone_offers"]);
+}
+
+#[test]
+fn s1_1_shared_memory_over_what_is_merged() {
+    fine(&["segments"]);
+}
+
+#[test]
+fn s1_1_threads_on_stacks_of_the_programs_own() {
+    fine(&["own_stacks"]);
+}
+
+#[test]
 fn s1_1_advice_to_the_process_itself() {
     fine(&["process_advice"]);
 }

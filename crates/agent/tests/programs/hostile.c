@@ -1,7 +1,11 @@
 // Programs that are hard on whoever merges their memory, one a case. Each ends with "fine", or by status.
 #include "client.h"
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <pthread.h>
+#include <sched.h>
+#include <spawn.h>
+#include <sys/shm.h>
 
 #define PAGES 64UL
 
@@ -288,6 +292,132 @@ static void places_that_change_hands(void) {
     }
 }
 
+// Processes made in all the ways there are, while memory is being merged.
+static int on_own_stack(void *argument) {
+    CHECK(argument == region);
+    use_inherited();
+    return 0;
+}
+
+static void in_child_and_end(pid_t child) {
+    if (child == 0) {
+        use_inherited();
+        _exit(0);
+    }
+    wait_child(child);
+}
+
+static void kinds_of_fork(void) {
+    extern pid_t _Fork(void);
+    extern char **environ;
+    enum { STACK = 64 << 10 };
+    unsigned char *stack = anonymous(STACK / PAGE);
+    for (int round = 0; round < 40; round++) {
+        // Something to merge.
+        unsigned char *more = offered(PAGES, 40);
+        in_child_and_end(fork());
+        in_child_and_end(_Fork());
+        in_child_and_end(syscall(SYS_fork));
+        in_child_and_end(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
+        struct clone_args arguments = {.exit_signal = SIGCHLD};
+        in_child_and_end(syscall(SYS_clone3, &arguments, sizeof arguments));
+        wait_child(clone(on_own_stack, stack + STACK, SIGCHLD, region));
+        pid_t child = vfork();
+        if (child == 0)
+            _exit(0);
+        wait_child(child);
+        if (round % 10 == 0) {
+            char *const words[] = {"true", NULL};
+            CHECK(posix_spawnp(&child, "true", NULL, NULL, words, environ) == 0);
+            wait_child(child);
+            CHECK(system("true") == 0);
+            FILE *said = popen("echo word", "r");
+            char word[16] = "";
+            CHECK(said && fgets(word, sizeof word, said) && !strcmp(word, "word\n"));
+            CHECK(pclose(said) == 0);
+        }
+        check(region, PAGES, 1);
+        check(more, PAGES, 40);
+        CHECK(munmap(more, PAGES * PAGE) == 0);
+    }
+}
+
+// A child made by clone(2) has memory of its own merged.
+static int offers(void *argument) {
+    unsigned char *own = offered(PAGES, 50);
+    wait_merged(own, PAGES * PAGE);
+    check(own, PAGES, 50);
+    check(region, PAGES, 1);
+    return argument != region;
+}
+
+static void clone_offers(void) {
+    enum { STACK = 256 << 10 };
+    unsigned char *stack = anonymous(STACK / PAGE);
+    fflush(stdout);
+    wait_child(clone(offers, stack + STACK, SIGCHLD, region));
+}
+
+// Shared memory attached over what is merged.
+static void segments(void) {
+    int segment = shmget(IPC_PRIVATE, 16 * PAGE, IPC_CREAT | 0600);
+    CHECK(segment >= 0);
+    unsigned char *elsewhere = shmat(segment, NULL, 0);
+    CHECK(elsewhere != (void *)-1);
+    for (size_t n = 0; n < 16; n++)
+        fill(elsewhere + n * PAGE, 300 + n);
+    CHECK(shmat(segment, region + 8 * PAGE, 0) == (void *)-1 && errno == EINVAL);
+    CHECK(shmat(segment, region + 8 * PAGE + 5, SHM_REMAP | SHM_RND) == region + 8 * PAGE);
+    CHECK(shmctl(segment, IPC_RMID, NULL) == 0);
+    usleep(50000);
+    check(region, 8, 1);
+    check(region + 8 * PAGE, 16, 300);
+    CHECK(madvise(region, PAGES * PAGE, MADV_DONTNEED) == 0);
+    check_zeros(region, 8);
+    check(region + 8 * PAGE, 16, 300);
+    check_zeros(region + 24 * PAGE, PAGES - 24);
+    fill(region + 9 * PAGE, 7);
+    CHECK(holds(elsewhere + PAGE, 7));
+    CHECK(shmdt(region + 8 * PAGE) == 0);
+    CHECK(mmap(region + 8 * PAGE, 16 * PAGE, PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == region + 8 * PAGE);
+    check_zeros(region + 8 * PAGE, 16);
+    CHECK(holds(elsewhere + PAGE, 7));
+    CHECK(shmdt(elsewhere) == 0);
+}
+
+// Threads on stacks in memory that was merged. The kernel tells their end in there, and can't wait to.
+static void *short_lived(void *argument) {
+    check(region, PAGES, 1);
+    return argument;
+}
+
+static void own_stacks(void) {
+    enum { STACK = 256 << 10 };
+    unsigned char *stacks = anonymous(4 * STACK / PAGE);
+    memset(stacks, 0x55, 4 * STACK);
+    CHECK(madvise(stacks, 4 * STACK, MADV_MERGEABLE) == 0);
+    wait_merged(stacks, 4 * STACK);
+    pthread_attr_t attributes[4];
+    for (int n = 0; n < 4; n++) {
+        CHECK(pthread_attr_init(&attributes[n]) == 0);
+        CHECK(pthread_attr_setstack(&attributes[n], stacks + n * STACK, STACK) == 0);
+    }
+    CHECK(madvise(stacks, 4 * STACK, MADV_MERGEABLE) == 0);
+    for (int round = 0; round < 100; round++) {
+        pthread_t threads[4];
+        for (int n = 0; n < 4; n++)
+            CHECK(pthread_create(&threads[n], &attributes[n], short_lived, stacks) == 0);
+        for (int n = 0; n < 4; n++) {
+            void *result;
+            CHECK(pthread_join(threads[n], &result) == 0 && result == stacks);
+        }
+        usleep(1000);
+        // So none of these pages is ever frozen.
+        CHECK(in_frames(stacks, 4 * STACK) == 0);
+    }
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     static const struct {
@@ -300,6 +430,10 @@ int main(int argc, char **argv) {
         {"process_advice", process_advice},
         {"reuse", reuse},
         {"storm", storm},
+        {"kinds_of_fork", kinds_of_fork},
+        {"clone_offers", clone_offers},
+        {"segments", segments},
+        {"own_stacks", own_stacks},
         {"librarys_own", librarys_own},
         {"places_that_change_hands", places_that_change_hands},
     };
