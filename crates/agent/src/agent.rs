@@ -11,6 +11,7 @@ use numerge_protocol::Scope;
 
 use crate::client::Client;
 use crate::config::Config;
+use crate::files;
 use crate::known::{self, hull};
 use crate::service;
 use crate::space::Space;
@@ -94,6 +95,7 @@ pub(crate) fn begin_with(
         Agent { config, complains, can_start_anywhere }
     });
     if is_first {
+        threads::watch_first(first_thread_ends);
         set_unasked(agent.unasked());
     }
     Ok(is_first.then_some(agent))
@@ -155,6 +157,28 @@ pub fn forking(make: impl FnOnce() -> isize) -> isize {
         after_in_child();
     }
     made
+}
+
+/// The same where the child does not come back from `make`, but begins elsewhere: there it first calls what
+/// `make` is given.
+pub fn forking_elsewhere(make: impl FnOnce(fn()) -> isize) -> isize {
+    fn begin() {
+        numerge_linux::begin_elsewhere();
+        after_in_child();
+    }
+    if AGENT.get().is_none() || is_foreign() {
+        return make(|| ());
+    }
+    numerge_linux::forking_elsewhere(|| make(begin))
+}
+
+/// When the program's first thread ends and others live on.
+extern "C" fn first_thread_ends(_: *mut libc::c_void) {
+    files::first_ends();
+    let client = enter().and_then(|here| here.client());
+    if let Some(client) = client {
+        client.first_thread_ends();
+    }
 }
 
 extern "C" fn after_in_child() {

@@ -15,6 +15,7 @@ use numerge_engine::machine::{Kind, Memory, Vpn};
 use numerge_linux::{AddressSpace, FrameView, ProcessMemory};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::files;
 use crate::reserve::Reserve;
 use crate::threads;
 
@@ -72,6 +73,8 @@ enum What {
     Mappings,
     /// What these pages are.
     Count(Vec<Range<Vpn>>),
+    /// The program's first thread is about to end.
+    FirstThreadEnds,
 }
 
 impl Client {
@@ -118,6 +121,11 @@ impl Client {
         *locked(&job.counted)
     }
 
+    /// Has what is needed of the program's first thread kept.
+    pub(crate) fn first_thread_ends(&self) {
+        self.submit(What::FirstThreadEnds).wait();
+    }
+
     fn submit(&self, what: What) -> Arc<Job> {
         let (result, counted, done) = (Mutex::default(), Mutex::default(), Condvar::new());
         let job = Arc::new(Job { what, result, counted, done });
@@ -156,6 +164,10 @@ impl Client {
                 given_back
             }
             What::Mappings => self.relieve().unwrap_or(false),
+            What::FirstThreadEnds => {
+                files::keep_standard_files();
+                true
+            }
             What::Count(ranges) => {
                 let counted = &mut *locked(&job.counted);
                 ranges.iter().for_each(|pages| self.add_kinds(pages, counted));

@@ -24,8 +24,8 @@
 //! - Without an engine everything goes on: nothing here waits for one but the service thread.
 //!
 //! # Limits of this version
-//! - Of processes made without CLONE_VM, those are seen that are made by fork(3) or by `syscall(3)`. Memory
-//!   of others is right as long as they do not drop (MADV_DONTNEED) what was merged before, and were not
+//! - Of processes made without CLONE_VM, those are seen that are made by fork(3), `_Fork(3)` or clone(2), or
+//!   by `syscall(3)` without a stack of their own. Memory of others is right as long as they do not drop (MADV_DONTNEED) what was merged before, and were not
 //!   made in the midst of a merge; they are not merged.
 //! - Static programs, and calls made by raw system calls, are not seen. A program that makes *some* of
 //!   its mappings by library calls, and changes *those* by raw system calls, must not be run with scope
@@ -50,7 +50,7 @@ mod space;
 mod sys;
 mod threads;
 
-pub use agent::{begin, forking, watch_forks};
+pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};

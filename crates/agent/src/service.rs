@@ -9,12 +9,16 @@ use crate::agent::{self, Agent, enter};
 use crate::client::Client;
 use crate::files;
 use crate::session::{End, Session};
+use crate::threads;
 
 /// Rest after the first connection that came to nothing, and the longest.
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(5);
 /// A connection that lasted as long was worth having.
 const LASTING: Duration = Duration::from_secs(1);
+
+/// Longest sleep, so that nothing that was missed is missed for long.
+pub(crate) const IDLE: Duration = Duration::from_secs(1);
 
 /// Serves this process.
 pub(crate) fn run() {
@@ -37,7 +41,10 @@ pub(crate) fn run() {
         match attend(agent, &client) {
             Ok(End::ForEver(why)) => {
                 give_up(agent, why);
-                return;
+                loop {
+                    std::thread::sleep(IDLE);
+                    threads::end_with_program();
+                }
             }
             Ok(End::ForNow) if began.elapsed() > LASTING => rest = FIRST_REST,
             Ok(End::ForNow) | Err(_) => {}
@@ -63,7 +70,7 @@ fn attend(agent: &Agent, client: &Client) -> Result<End, SocketError> {
     Ok(end)
 }
 
-/// Waits for the socket, or for work; at most `most`.
+/// Waits for the socket, or for work; at most `most`, nor longer than [`IDLE`].
 pub(crate) fn wait(client: &Client, socket: Option<(&Socket, PollFlags)>, most: Duration) {
     let mut polled = [
         PollFd::new(&client.wake, PollFlags::IN),
@@ -72,9 +79,11 @@ pub(crate) fn wait(client: &Client, socket: Option<(&Socket, PollFlags)>, most: 
             None => PollFd::new(&client.wake, PollFlags::empty()),
         },
     ];
-    let most = Timespec::try_from(most).ok();
-    // Nothing is concluded from it: who called looks for itself.
-    let _ = rustix::event::poll(&mut polled, most.as_ref());
+    let most = Timespec::try_from(most.min(IDLE)).ok();
+    // Nothing is concluded of what there is to do: who called looks for itself.
+    if rustix::event::poll(&mut polled, most.as_ref()) == Ok(0) {
+        threads::end_with_program();
+    }
 }
 
 /// Forgets that it was woken.

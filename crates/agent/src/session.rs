@@ -29,7 +29,7 @@ use crate::agent::enter;
 use crate::client::Client;
 use crate::config::Config;
 use crate::known;
-use crate::service::{drain, wait};
+use crate::service::{IDLE, drain, wait};
 use crate::space::Out;
 
 /// How long an engine may take for its answer to `Hello`.
@@ -43,8 +43,6 @@ const PASSING_TRIES: u32 = 100;
 const LOOK_SHARE: u32 = 10;
 /// Most ranges of one look.
 const LOOK_RANGES: usize = 4096;
-/// Longest sleep, so that nothing that was missed is missed for long.
-const IDLE: Duration = Duration::from_secs(1);
 
 /// Why a conversation ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -182,15 +180,15 @@ impl<'a> Session<'a> {
 
     /// Sends what is queued, as far as the engine takes it.
     fn send_queued(&mut self) -> Result<(), End> {
+        if enter().is_some_and(|here| here.overflown) {
+            // Also where an engine that does not listen is why.
+            return Err(self.say_goodbye());
+        }
         loop {
             if self.outgoing.is_empty() {
                 let Some(mut here) = enter() else {
                     return Err(End::ForNow);
                 };
-                if here.overflown {
-                    drop(here);
-                    return Err(self.say_goodbye());
-                }
                 self.outgoing = here.take_queue();
             }
             let Some(next) = self.outgoing.front() else {
@@ -338,6 +336,8 @@ impl<'a> Session<'a> {
         time: u64,
         limits: &Limits,
     ) -> Result<(), End> {
+        // No more come in between, for that happens here only.
+        let (mut regions, mut registered) = enter().ok_or(End::ForNow)?.registered();
         for part in parts {
             // One by one: the program's threads wait meanwhile.
             let mut here = enter().ok_or(End::ForNow)?;
@@ -345,7 +345,6 @@ impl<'a> Session<'a> {
                 let mut at = pages.start;
                 while at < pages.end {
                     let end = at.plus((pages.end.0 - at.0).min(limits.region_pages));
-                    let (regions, registered) = here.registered();
                     if regions >= limits.regions.into()
                         || registered + (end.0 - at.0) > limits.pages
                     {
@@ -354,6 +353,7 @@ impl<'a> Session<'a> {
                     let piece = part.within(&(at..end));
                     if self.client.memory.register_part(&here.held, &piece).is_ok() {
                         here.add_region(at..end);
+                        (regions, registered) = (regions + 1, registered + (end.0 - at.0));
                     }
                     at = end;
                 }

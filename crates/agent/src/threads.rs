@@ -2,8 +2,11 @@
 //!
 //! Their stacks are mapped by the C library, whose calls do not come by here, so they are never merged.
 //! All signals are kept from them: the program's handlers are for its own threads.
+//!
+//! A process whose first thread has ended lives until its last thread has. The agent's must not count.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use numerge_linux::Quiet;
 
@@ -17,6 +20,48 @@ pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> io::Resu
     let _quiet = Quiet::begin();
     let builder = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES);
     builder.spawn(run).map(|_| ())
+}
+
+/// How many there are: that of `service`, that of `client`, and the one that reads events.
+const THREADS: u64 = 3;
+
+/// Ends the process if all threads of the program have ended, as the last one would have.
+pub(crate) fn end_with_program() {
+    // The first thread stays on the list until the process ends. One system call, nearly always.
+    let listed = std::fs::metadata("/proc/self/task").map_or(0, |task| task.nlink());
+    if listed == 2 + THREADS + 1
+        && let Some(status) = first_threads_status()
+    {
+        if status == 0 {
+            // The C library's way when its last thread ends.
+            std::process::exit(0);
+        }
+        // SAFETY: the program's threads have ended by system calls of their own, so this does too.
+        unsafe { libc::_exit(status) };
+    }
+}
+
+/// If this is the program's first thread, calls `ends` when it ends and others live on.
+pub(crate) fn watch_first(ends: extern "C" fn(*mut libc::c_void)) {
+    if rustix::thread::gettid() != rustix::process::getpid() {
+        return;
+    }
+    let mut key = 0;
+    // SAFETY: makes a key whose values are not used but for being there.
+    let made = unsafe { libc::pthread_key_create(&raw mut key, Some(ends)) };
+    if made == 0 {
+        // SAFETY: the key was just made. If there is no memory, the thread's end is not seen.
+        unsafe { libc::pthread_setspecific(key, std::ptr::dangling()) };
+    }
+}
+
+/// What the first thread ended with, if it has: a zombie's last field.
+fn first_threads_status() -> Option<i32> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<_> = fields.split_ascii_whitespace().collect();
+    let code: i32 = fields.last()?.parse().ok()?;
+    (fields.first() == Some(&"Z")).then_some(code >> 8)
 }
 
 /// Whether the C library's `calloc` is its own. Making a thread calls it; a `calloc` of the program's

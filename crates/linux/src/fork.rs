@@ -148,6 +148,20 @@ pub fn forking(make: impl FnOnce() -> isize) -> isize {
     made
 }
 
+/// The same where the child does not come back from `make`, but begins elsewhere: there it calls
+/// [`begin_elsewhere`] first.
+pub fn forking_elsewhere(make: impl FnOnce() -> isize) -> isize {
+    before();
+    let made = make();
+    after_in_parent();
+    made
+}
+
+/// What the child of [`forking_elsewhere`] calls, once, and nobody else.
+pub fn begin_elsewhere() {
+    after_in_child();
+}
+
 /// Which process this is, counted in forks from the first: descriptors and mappings made at another
 /// depth belong to an ancestor and must be left alone.
 #[must_use]

@@ -52,7 +52,10 @@ mod witness;
 
 pub use calls::{LoosePages, Part, check_mergeable, mappings_in};
 pub use error::Error;
-pub use fork::{AddressSpace, Quiet, depth as fork_depth, forking, watch as watch_forks};
+pub use fork::{
+    AddressSpace, Quiet, begin_elsewhere, depth as fork_depth, forking, forking_elsewhere,
+    watch as watch_forks,
+};
 pub use frame_file::{FrameRun, FrameSource};
 pub use frame_view::FrameView;
 pub use host::{available_bytes, check_kernel, mappings_limit, proportional_bytes};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use numerge_engine::machine::Vpn;
+use numerge_engine::machine::{PAGE_SIZE, Vpn};
 
 use super::{pages_of, relieved};
 use crate::agent::{self, enter};
@@ -107,6 +107,43 @@ pub unsafe fn munmap(start: usize, len: usize) -> Answer {
     });
     if were_own && answer.is_err() {
         known::own_again(&pages);
+    }
+    answer
+}
+
+/// shmat(2), with the size of the segment if it is known.
+///
+/// # Safety
+/// As [`mmap`].
+pub unsafe fn shmat(segment: i32, at: usize, flags: i32, size: Option<usize>) -> Answer {
+    let arguments = [register(segment), at, register(flags)];
+    // SAFETY: the program's own call.
+    let call = || unsafe { sys::call(libc::SYS_shmat, &arguments) };
+    let Some(size) = size.filter(|_| agent::get().is_some()) else {
+        return call();
+    };
+    let rounded = if flags & libc::SHM_RND == 0 { at } else { at - at % PAGE_SIZE };
+    let over = if flags & libc::SHM_REMAP == 0 { None } else { pages_of(rounded, size) };
+    let was_own = over.as_ref().is_some_and(known::disown);
+    let answer = relieved(|| {
+        let made = if let Some(over) = over.as_ref().filter(|over| may_concern(over)) {
+            map_known(call, size, Some(over), false, false)
+        } else {
+            call()
+        }?;
+        // As in mmap.
+        if let Some(pages) = pages_of(made, size) {
+            known::disown(&pages);
+            if may_concern(&pages)
+                && let Some(mut here) = enter()
+            {
+                here.gone(&pages);
+            }
+        }
+        Ok(made)
+    });
+    if let Some(over) = over.filter(|_| was_own && answer.is_err()) {
+        known::own_again(&over);
     }
     answer
 }

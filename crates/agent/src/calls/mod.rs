@@ -20,6 +20,7 @@ mod advice;
 mod attributes;
 mod mapping;
 mod remap;
+mod stacks;
 
 use std::ops::Range;
 
@@ -28,8 +29,9 @@ use numerge_engine::machine::Vpn;
 pub(crate) use advice::give_back;
 pub use advice::{madvise, process_madvise};
 pub use attributes::{ioctl, lock, lock_all, mbind, mprotect, prctl};
-pub use mapping::{mmap, munmap};
+pub use mapping::{mmap, munmap, shmat};
 pub use remap::mremap;
+pub use stacks::keep_for_thread;
 
 use crate::agent::{self, enter, keeping_errno};
 use crate::known;

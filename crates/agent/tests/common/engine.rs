@@ -17,6 +17,7 @@ use numerge_protocol::{
     RegionError, Run, SendError, Sequence, Socket, Span, Target, ToClient, ToEngine, Unmerged,
 };
 use numerge_topology::{Nid, Topology};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// Pages of one question.
 const QUESTION: usize = 64;
@@ -35,6 +36,7 @@ struct Shared {
     stop: AtomicBool,
     unmerges: AtomicBool,
     leaves: AtomicU64,
+    deaf: AtomicBool,
     counts: Mutex<Counts>,
 }
 
@@ -65,6 +67,7 @@ impl Engine {
             stop: AtomicBool::new(false),
             unmerges: AtomicBool::new(false),
             leaves: AtomicU64::new(0),
+            deaf: AtomicBool::new(false),
             counts: Mutex::default(),
         });
         let listener = Listener::bind(&directory.path().join("socket"), 0o600).unwrap();
@@ -91,6 +94,12 @@ impl Engine {
     /// Tells all clients to leave, and to keep their memory merged or not.
     pub fn leave(&self, keep: bool) {
         self.shared.leaves.store(1 + u64::from(keep), Ordering::Relaxed);
+    }
+
+    /// Once something is merged it asks for nothing more, and when the client says that something is gone it
+    /// hears no more, until the client hangs up.
+    pub fn become_deaf(&self) {
+        self.shared.deaf.store(true, Ordering::Relaxed);
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -232,6 +241,12 @@ impl<'a> Connection<'a> {
             ToEngine::Gone { span } => {
                 counts.gone += span.pages;
                 self.live.remove(&pages_of(span));
+                drop(counts);
+                if self.shared.deaf.swap(false, Ordering::Relaxed) {
+                    let mut socket = [PollFd::new(&self.socket, PollFlags::empty())];
+                    let most = Timespec { tv_sec: 60, tv_nsec: 0 };
+                    rustix::event::poll(&mut socket, Some(&most)).unwrap();
+                }
             }
             ToEngine::Unregister { region } => {
                 let error = self.spans.remove(&region.0).is_none().then_some(RegionError::Unknown);
@@ -273,32 +288,44 @@ impl<'a> Connection<'a> {
 
     /// Has the next pages merged, or unmerged.
     fn ask(&mut self) {
-        if !self.asked.is_empty() || !self.unmerging.is_empty() {
+        let rests = self.shared.deaf.load(Ordering::Relaxed)
+            && self.shared.counts.lock().unwrap().merged > 0;
+        if rests || !self.asked.is_empty() || !self.unmerging.is_empty() {
             std::thread::sleep(Duration::from_micros(100));
             return;
         }
-        let all = self.at..Vpn(1 << 36);
-        let Some((found, _)) = self.live.next_in(&all) else {
+        let mut spans: Vec<std::ops::Range<Vpn>> = Vec::new();
+        let mut room = QUESTION as u64;
+        while room > 0
+            && let Some((found, _)) = self.live.next_in(&(self.at..Vpn(1 << 36)))
+        {
+            let end = found.end.min(found.start.plus(room));
+            room -= end.0 - found.start.0;
+            self.at = end;
+            spans.push(found.start..end);
+        }
+        if spans.is_empty() {
             if self.at == Vpn(0) {
                 std::thread::sleep(Duration::from_millis(1));
             }
             self.at = Vpn(0);
             return;
-        };
-        let end = found.end.min(found.start.plus(QUESTION as u64));
-        self.at = end;
+        }
         let sequence = self.sequence;
         self.sequence += 1;
         if self.shared.unmerges.load(Ordering::Relaxed) && sequence % 7 == 3 {
-            let span = Span { start: protocol::Vpn(found.start.0), pages: end.0 - found.start.0 };
-            let ranges = vec![span].into();
+            let span_of = |pages: &std::ops::Range<Vpn>| Span {
+                start: protocol::Vpn(pages.start.0),
+                pages: pages.end.0 - pages.start.0,
+            };
+            let ranges = spans.iter().map(span_of).collect::<Vec<_>>().into();
             if self.send(&ToClient::Unmerge { sequence: Sequence(sequence), ranges }) {
                 self.unmerging.insert(sequence, ());
             }
             return;
         }
         let mut runs: Vec<Run> = Vec::new();
-        for page in (found.start.0..end.0).map(Vpn) {
+        for page in spans.iter().flat_map(|span| span.start.0..span.end.0).map(Vpn) {
             let Some(content) = read(self.pid, page) else { continue };
             let target = if content.iter().all(|byte| *byte == 0) {
                 Target::Zero

@@ -1,0 +1,108 @@
+//! Programs that are hard on whoever merges their memory: they run as without the agent.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::engine::{Counts, Engine};
+use common::{can_merge, output, program, with_agent};
+
+/// Longer than any of them takes, by far.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program must end by itself.
+fn ends(mut command: Command) -> String {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            let said = child.wait_with_output().unwrap();
+            panic!("{command:?} does not end: {}", String::from_utf8_lossy(&said.stdout));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{command:?}: {}: {said}{errors}", output.status);
+    said
+}
+
+fn run(program: &Path, case: &str, prepare: impl Fn(&Engine)) -> Option<Counts> {
+    if !can_merge() {
+        return None;
+    }
+    assert_eq!(output(Command::new(program).arg(case)), "fine\n", "{case}, without the agent");
+    let engine = Engine::new();
+    prepare(&engine);
+    let mut command = with_agent(program, &engine.socket());
+    command.arg(case);
+    assert_eq!(ends(command), "fine\n", "{case}");
+    let counts = engine.counts();
+    println!("{case}: {counts:?}");
+    assert!(counts.merged >= 64, "{case}: {counts:?}");
+    assert_eq!(counts.lies, 0, "{case}: {counts:?}");
+    Some(counts)
+}
+
+fn fine(cases: &[&str]) {
+    let program = program("hostile");
+    for case in cases {
+        run(&program, case, |_| {});
+    }
+    std::fs::remove_file(program).unwrap();
+}
+
+#[test]
+fn s1_1_threads_that_end() {
+    fine(&["first_thread_ends", "last_thread_ends"]);
+}
+
+#[test]
+fn s1_1_handlers_of_forks_that_take_a_lock_under_which_memory_is_mapped() {
+    fine(&["atfork_lock"]);
+}
+
+#[test]
+fn s1_1_processes_made_in_every_way() {
+    fine(&["kinds_of_fork", "clone_offers"]);
+}
+
+#[test]
+fn s1_1_shared_memory_over_what_is_merged() {
+    fine(&["segments"]);
+}
+
+#[test]
+fn s1_1_threads_on_stacks_of_the_programs_own() {
+    fine(&["own_stacks"]);
+}
+
+#[test]
+fn s1_1_advice_to_the_process_itself() {
+    fine(&["process_advice"]);
+}
+
+#[test]
+fn s1_1_places_that_are_used_again() {
+    fine(&["reuse"]);
+}
+
+#[test]
+fn s6_memory_of_the_c_librarys_is_left_alone() {
+    fine(&["librarys_own", "places_that_change_hands"]);
+}
+
+#[test]
+fn s6_more_messages_than_may_wait() {
+    let program = program("hostile");
+    if let Some(counts) = run(&program, "storm", Engine::become_deaf) {
+        // The connection was given up, and there was another one.
+        assert!(counts.clients >= 2, "{counts:?}");
+    }
+    std::fs::remove_file(program).unwrap();
+}
