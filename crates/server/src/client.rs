@@ -110,6 +110,10 @@ fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>,
         return Err(Rejection::new(Reason::PageSize, text));
     }
     let peer = link.socket().peer().map_err(|error| other(&error))?;
+    if host.options.unserved_user == Some(peer.uid) {
+        let text = format!("the daemon serves all users but its own, {}", peer.uid);
+        return Err(Rejection::new(Reason::Permission, text));
+    }
     let Some(pid) = peer.pid else {
         let text = "the client is in a PID namespace that the engine does not see into";
         return Err(Rejection::new(Reason::Permission, text));

@@ -31,5 +31,6 @@ mod signals;
 mod worker;
 
 pub use domain::{Domain, DomainId};
+pub use numerge_protocol::{Listener, Socket, SocketError};
 pub use options::{Domains, Members, Options, Quotas};
 pub use server::{BindError, ClientInfo, Server};
