@@ -1,6 +1,6 @@
 //! The server: accepts clients, has a domain for each kind of them, and speaks for all engines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -18,6 +18,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use crate::client::{self, Client};
 use crate::domain::{Domain, DomainId};
 use crate::link::Link;
+use crate::memory::Answers;
 use crate::options::Options;
 use crate::rejection::Rejection;
 use crate::signals;
@@ -27,8 +28,8 @@ use crate::signals;
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 const SETTLE_SHARE: u32 = 20;
 
-/// Times that unmerging all is tried when clients had not answered yet, as on a busy machine.
-const UNMERGE_TRIES: u32 = 256;
+/// Times that unmerging all is tried when clients had not answered yet. Each time some of it gets done.
+const UNMERGE_TRIES: u32 = 1 << 20;
 
 /// How long to wait when resources for another client have run out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -289,9 +290,11 @@ impl Host {
         self.clients.lock().values().filter_map(|connection| connection.client.clone()).collect()
     }
 
-    /// Sets a knob of one domain. While clients are asked to merge, an engine can't unmerge; those that
-    /// are about to answer are waited for.
+    /// Sets a knob of one domain. The engine waits for no client that does not answer at once, so that it
+    /// can't unmerge those that are busy; they are waited for here, where nobody else waits, and asked
+    /// again for as long as one of them gets on.
     fn set_in(&self, domain: &Arc<Domain>, knob: Knob, value: u64) -> Result<(), KnobError> {
+        let mut silent = BTreeSet::new();
         for _ in 0..UNMERGE_TRIES {
             match domain.engine().set(knob, value) {
                 Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer))) => {}
@@ -299,8 +302,19 @@ impl Host {
             }
             let mut clients = self.all_clients();
             clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-            let all_answered = clients.iter().all(|client| client.memory.wait_for_answers());
-            if !all_answered || self.domains.lock().settings.get(&knob) != Some(&value) {
+            let mut gets_on = false;
+            for client in clients {
+                // Once is enough for all of this.
+                if silent.contains(&client.pid) {
+                    continue;
+                }
+                match client.memory.wait_for_answers() {
+                    Answers::NoneWanted => {}
+                    Answers::All => gets_on = true,
+                    Answers::Silence => drop(silent.insert(client.pid)),
+                }
+            }
+            if !gets_on || self.domains.lock().settings.get(&knob) != Some(&value) {
                 break;
             }
         }

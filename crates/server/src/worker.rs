@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Memory, MemoryError, Vpn};
 use numerge_engine::{RegionHandle, RegisterError};
 use numerge_linux::Ranges;
 use numerge_protocol::{Errno, Reason, RegionError, RegionId, ToClient};
 
+use crate::book::Book;
 use crate::client::Client;
 use crate::inbox::Order;
 use crate::pages::{count, gaps_in, overlap, parts_in};
@@ -255,7 +256,9 @@ impl<'a> Worker<'a> {
                 done => return done,
             }
             let pages = handle.pages();
-            if !self.client.memory.wait_until(|book| !book.is_asked_about(&pages)) {
+            let is_ready =
+                |book: &Book| !book.is_asked_about(&pages) && !book.is_silent(Instant::now());
+            if !self.client.memory.wait_until(is_ready) {
                 break;
             }
         }

@@ -24,6 +24,8 @@ enum Manner {
     Honest,
     /// Carries it out, and says so when told to.
     Slow,
+    /// The same when it is asked to unmerge.
+    SlowToUnmerge,
     /// Says something about fewer pages.
     Short,
     /// Says something about more pages.
@@ -52,7 +54,9 @@ struct State {
     manner: Manner,
     /// What has become of the connection.
     news: String,
-    kept_back: Vec<(Sequence, Vec<OutcomeRun>)>,
+    kept_back: Vec<(Sequence, Answer<'static>)>,
+    /// Pages that it was asked to unmerge.
+    unmerged: u64,
 }
 
 fn range(span: Span) -> Range<Vpn> {
@@ -124,7 +128,14 @@ impl Agent {
                     Ok(()) => Unmerged::Done,
                     Err(_) => Unmerged::OutOfMemory,
                 };
-                self.done(*sequence, Answer::Unmerged(result));
+                state.unmerged +=
+                    ranges.iter().map(|range| range.end.0 - range.start.0).sum::<u64>();
+                let answer = Answer::Unmerged(result);
+                if state.manner == Manner::SlowToUnmerge {
+                    state.kept_back.push((*sequence, answer));
+                } else {
+                    self.done(*sequence, answer);
+                }
             }
             ToClient::Mappings { sequence } => {
                 self.done(*sequence, Answer::Mappings { used: 100, limit: 65530 });
@@ -140,7 +151,7 @@ impl Agent {
         let pages: u32 = runs.iter().map(|run| u32::try_from(run.span.pages).unwrap()).sum();
         let all = |pages| vec![OutcomeRun { outcome: protocol::Outcome::Merged, pages }];
         match state.manner {
-            Manner::Honest | Manner::Slow => {}
+            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge => {}
             Manner::Short => return self.done(sequence, merged(all(pages + 1))),
             Manner::Long => return self.done(sequence, merged(all((pages - 1).max(1) + 5))),
             Manner::Unasked => return self.done(Sequence(sequence.0 + 1000), merged(all(pages))),
@@ -156,7 +167,7 @@ impl Agent {
         self.memory.merge(&runs, &mut outcomes);
         outcomes.into_iter().for_each(|outcome| OutcomeRun::push(&mut told, to_protocol(outcome)));
         if state.manner == Manner::Slow {
-            state.kept_back.push((sequence, told));
+            state.kept_back.push((sequence, merged(told)));
         } else {
             self.done(sequence, merged(told));
         }
@@ -294,7 +305,12 @@ fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<A
     }
     let view = Arc::new(FrameView::default());
     let memory = ProcessMemory::new(view.clone()).unwrap();
-    let state = State { manner: Manner::Honest, news: "connected".into(), kept_back: Vec::new() };
+    let state = State {
+        manner: Manner::Honest,
+        news: "connected".into(),
+        kept_back: Vec::new(),
+        unmerged: 0,
+    };
     let agent = Arc::new(Agent { memory, view, socket, state: Mutex::new(state) });
     let serving = Arc::clone(&agent);
     std::thread::spawn(move || serving.serve());
@@ -414,6 +430,7 @@ impl Agent {
                 self.state.lock().unwrap().manner = match words[1] {
                     "honest" => Manner::Honest,
                     "slow" => Manner::Slow,
+                    "slow-to-unmerge" => Manner::SlowToUnmerge,
                     "short" => Manner::Short,
                     "long" => Manner::Long,
                     "unasked" => Manner::Unasked,
@@ -425,11 +442,12 @@ impl Agent {
                 };
                 "ok".into()
             }
+            "unmerged" => self.state.lock().unwrap().unmerged.to_string(),
             "kept-back" => self.state.lock().unwrap().kept_back.len().to_string(),
             "answer" => {
                 let mut state = self.state.lock().unwrap();
-                for (sequence, told) in std::mem::take(&mut state.kept_back) {
-                    self.done(sequence, merged(told));
+                for (sequence, answer) in std::mem::take(&mut state.kept_back) {
+                    self.done(sequence, answer);
                 }
                 "ok".into()
             }

@@ -104,6 +104,37 @@ fn s5_2_run_2_reports_a_client_that_does_not_answer() {
     assert_whole(&mut clients);
 }
 
+/// An engine that is unmerging waits for no client: answers that come later count all the same.
+#[test]
+fn s5_2_run_2_asks_once_and_takes_late_answers() {
+    let Some(bed) = Bed::new() else { return };
+    let mut slow = bed.client_with(PAGES, 1, 1);
+    let mut other = bed.client_with(PAGES, 1, 1);
+    bed.until_merged(PAGES, PAGES);
+    slow.ask("manner slow-to-unmerge");
+    std::thread::scope(|scope| {
+        let unmerging = scope.spawn(|| while bed.server.set(Knob::Run, 2).is_err() {});
+        for region in 1.. {
+            if unmerging.is_finished() {
+                break;
+            }
+            assert!(region < 10_000, "asked again and again");
+            if slow.ask("kept-back") != "0" {
+                // Meanwhile the engine is there for others.
+                other.ask(&format!("say-register {region} 1000 10"));
+                other.ask(&format!("unregister {region}"));
+                other.until_news(&format!("unregistered {region} None"));
+                slow.ask("answer");
+            }
+        }
+    });
+    assert_eq!(bed.server.counters().pages_shared, 0);
+    assert_eq!(slow.ask("unmerged"), PAGES.to_string(), "asked more than once");
+    assert_eq!(other.ask("unmerged"), PAGES.to_string(), "asked more than once");
+    assert_whole(&mut [slow, other]);
+    bed.no_errors();
+}
+
 #[test]
 fn s5_3_a_client_stopped_and_killed_while_it_is_asked() {
     let Some(bed) = Bed::new() else { return };
