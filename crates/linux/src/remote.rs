@@ -293,10 +293,13 @@ impl RemoteProcess {
     }
 }
 
-/// What was found, or what there is to be found in an address space that is no more.
+/// What was found, or what there is to be found in an address space that is no more, or beyond the end
+/// of one.
 fn unless_gone<T>(found: io::Result<T>, nothing: impl FnOnce() -> T) -> io::Result<T> {
     match found {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(nothing()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EFAULT)) => {
+            Ok(nothing())
+        }
         other => other,
     }
 }

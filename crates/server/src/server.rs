@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use numerge_topology::{Topology, TopologyError};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
+use crate::chatter::Chatter;
 use crate::client::{self, Client};
 use crate::domain::{Domain, DomainId};
 use crate::link::Link;
@@ -76,6 +78,7 @@ pub struct ClientInfo {
 /// What is common to all of a server's threads.
 pub(crate) struct Host {
     pub(crate) options: Options,
+    chatter: Chatter,
     topology: Arc<Topology>,
     domains: Mutex<Registry>,
     /// By number.
@@ -131,6 +134,7 @@ impl Server {
             stop.map_err(|errno| BindError::System { call: "eventfd", source: errno.into() })?;
         let host = Arc::new(Host {
             options,
+            chatter: Chatter::default(),
             topology,
             domains: Mutex::default(),
             clients: Mutex::default(),
@@ -193,6 +197,7 @@ impl Server {
             (before, registry.domains.values().cloned().collect::<Vec<_>>())
         };
         let before = before.unwrap_or_else(|| knob.default_value());
+        tracing::info!(%knob, value, "to be set");
         let mut failed = Ok(());
         for domain in &domains {
             let done = self.host.set_in(domain, knob, value);
@@ -203,6 +208,10 @@ impl Server {
                     break;
                 }
             }
+        }
+        match &failed {
+            Ok(()) => tracing::info!(%knob, value, "set"),
+            Err(error) => tracing::warn!(%knob, value, %error, "not set"),
         }
         if failed.is_err() {
             let restored = if knob == Knob::Run { 0 } else { before };
@@ -302,6 +311,8 @@ impl Host {
             }
             let mut clients = self.all_clients();
             clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
+            let pages_left = domain.engine().counters().pages_sharing;
+            tracing::debug!(domain = %domain.id(), pages_left, "unmerging: waits for answers");
             let mut gets_on = false;
             for client in clients {
                 // Once is enough for all of this.
@@ -311,7 +322,10 @@ impl Host {
                 match client.memory.wait_for_answers() {
                     Answers::NoneWanted => {}
                     Answers::All => gets_on = true,
-                    Answers::Silence => drop(silent.insert(client.pid)),
+                    Answers::Silence => {
+                        tracing::warn!(pid = client.pid, uid = client.user, "does not answer");
+                        silent.insert(client.pid);
+                    }
                 }
             }
             if !gets_on || self.domains.lock().settings.get(&knob) != Some(&value) {
@@ -343,6 +357,24 @@ impl Host {
         let domain = Arc::new(domain);
         registry.domains.insert(id.clone(), Arc::clone(&domain));
         Ok(domain)
+    }
+
+    /// Has something said that a user's client has caused, if it may say so much; `say` is told how
+    /// much was not said before.
+    pub(crate) fn on_behalf_of(&self, user: u32, say: impl FnOnce(u64)) {
+        if let Some(unsaid) = self.chatter.may_say(user) {
+            say(unsaid);
+        }
+    }
+
+    /// Logs that a client is turned away.
+    pub(crate) fn log_rejected(&self, socket: &Socket, rejection: &Rejection) {
+        let Ok(peer) = socket.peer() else { return };
+        let Rejection { reason, text } = rejection;
+        let pid = peer.pid.map_or(0, NonZero::get);
+        self.on_behalf_of(peer.uid, |unsaid| {
+            tracing::warn!(pid, uid = peer.uid, ?reason, unsaid, "turned away: {text}");
+        });
     }
 
     /// Lists a client as served; false if the server is ending.
@@ -429,7 +461,10 @@ fn accept_all(host: &Arc<Host>, listener: &Listener) {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Descriptors or memory have run out, and who waits, waits.
-            Err(_) => {
+            Err(error) => {
+                host.on_behalf_of(rustix::process::geteuid().as_raw(), |unsaid| {
+                    tracing::warn!(%error, unsaid, "no other client can be accepted now");
+                });
                 host.waits_to_stop(ACCEPT_RETRY);
             }
         }
@@ -450,13 +485,20 @@ fn admit(host: &Arc<Host>, number: u64, socket: Socket) {
         is_admitted
     };
     if !is_admitted {
-        turn_away(socket, &Rejection::new(Reason::TooManyClients, "as many clients as allowed"));
+        let rejection = Rejection::new(Reason::TooManyClients, "as many clients as allowed");
+        host.log_rejected(&socket, &rejection);
+        turn_away(socket, &rejection);
         return;
     }
     let place = Place { host: Arc::clone(host), number };
     let serve = move || client::serve(&place.host, place.number, socket);
-    // Where no thread can be had, the connection ends.
-    let _ = std::thread::Builder::new().name("numerge-client".into()).spawn(serve);
+    let thread = std::thread::Builder::new().name("numerge-client".into()).spawn(serve);
+    if let Err(error) = thread {
+        // The connection has ended by this.
+        host.on_behalf_of(peer.uid, |unsaid| {
+            tracing::warn!(uid = peer.uid, %error, unsaid, "no thread for another client");
+        });
+    }
 }
 
 fn turn_away(socket: Socket, rejection: &Rejection) {

@@ -75,7 +75,7 @@ impl<'a> Worker<'a> {
                 Order::Unregister(id) => self.unregister(id),
             };
             if let Err(rejection) = done {
-                self.client.reject(&rejection);
+                self.client.reject(self.host, &rejection);
                 break;
             }
             // Relaxed: a counter, nothing is ordered by it.
@@ -114,6 +114,10 @@ impl<'a> Worker<'a> {
             || self.known_pages() + count(pages) > limits.pages
             || self.held.len() >= PIECES
         {
+            self.host.on_behalf_of(self.client.user, |unsaid| {
+                let (pid, uid) = (self.client.pid, self.client.user);
+                tracing::warn!(%pid, uid, unsaid, pages = count(pages), "over its quota: not registered");
+            });
             Some(RegionError::OverLimit)
         } else {
             self.tell_engine(pages).err().map(region_error)

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use numerge::default_socket;
 use numerge_server::Options;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::host::{Host, Setting, Sockets};
@@ -24,6 +24,30 @@ enum AtEnd {
     Keep,
     /// Their programs get memory of their own again
     Unmerge,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Why the daemon can't go on
+    Error,
+    /// Clients that are turned away, or do not answer; what runs out
+    Warn,
+    /// Beginning and end, clients that come and go, knobs that are set
+    Info,
+    /// How unmerging gets on
+    Debug,
+}
+
+impl From<Level> for tracing::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::ERROR,
+            Level::Warn => Self::WARN,
+            Level::Info => Self::INFO,
+            Level::Debug => Self::DEBUG,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -40,6 +64,9 @@ pub(crate) struct Arguments {
     /// Sets a knob; may be repeated
     #[arg(long = "set", value_name = "KNOB=VALUE")]
     settings: Vec<Setting>,
+    /// What is logged, on standard error: this and what matters more
+    #[arg(long, value_enum, default_value_t = Level::Info)]
+    log: Level,
     /// What becomes of merged pages on SIGTERM
     #[arg(long, value_enum, default_value_t = AtEnd::Unmerge)]
     at_end: AtEnd,
@@ -48,7 +75,11 @@ pub(crate) struct Arguments {
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let passed = Passed::take()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let level: tracing::Level = arguments.log.into();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
+    // What would take a file beyond its limit is an error, as for whoever can't be served.
+    // SAFETY: a handler that does nothing is safe whenever it runs.
+    unsafe { signal_hook::low_level::register(SIGXFSZ, || {}) }?;
     // Before anybody can be served: a signal that comes now is not lost.
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let user = arguments.user.as_deref().map(user::find).transpose()?;

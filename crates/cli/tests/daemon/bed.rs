@@ -29,17 +29,11 @@ fn build() {
         cargo.args(["build", "--quiet", "--profile", profile, "-p", "numerge-agent-preload"]);
         cargo.arg("--target-dir").arg(built().parent().unwrap());
         assert!(cargo.status().unwrap().success(), "the preload library does not build");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/daemon/holder.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-O1", "-g", "-Wall", "-Wextra", "-o"]).arg(holder()).arg(source);
-        assert!(cc.status().unwrap().success(), "holder.c does not build");
     });
 }
 
-/// Where the program is built: this process's own, for other tests may build theirs meanwhile.
-fn holder() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("holder.{}", std::process::id()))
-}
+/// The C programs of this directory.
+const PROGRAMS: [&str; 2] = ["holder", "hostile"];
 
 /// Whether this is root, as users' programs can't be started by others; says so if not.
 pub(crate) fn is_root() -> bool {
@@ -67,7 +61,13 @@ impl Bed {
         fs::copy(env!("CARGO_BIN_EXE_numerge"), bed.path("numerge")).unwrap();
         let agent = "libnumerge_agent.so";
         fs::copy(built().join(agent), bed.path(agent)).unwrap();
-        fs::copy(holder(), bed.path("holder")).unwrap();
+        for program in PROGRAMS {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/daemon").join(program);
+            let mut cc = Command::new("cc");
+            cc.args(["-O1", "-g", "-Wall", "-Wextra", "-o"]).arg(bed.path(program));
+            let built = cc.arg(source.with_extension("c")).status().unwrap();
+            assert!(built.success(), "{program}.c does not build");
+        }
         Some(bed)
     }
 
@@ -119,7 +119,11 @@ impl Bed {
         let words = [pages.to_string(), first.to_string()];
         let mut command = by.command(self);
         command.arg(self.path("numerge")).args(["run", "--socket"]).arg(self.socket());
-        command.args(&by.domain).arg("--").arg(self.path("holder")).args(words);
+        command.args(&by.domain).arg("--");
+        if let Some(limit) = by.limit {
+            command.args(["prlimit", limit]);
+        }
+        command.arg(self.path("holder")).args(words);
         command.env("NUMERGE_AGENT", self.path("libnumerge_agent.so")).env_remove("NUMERGE_SOCKET");
         let said = self.path(&format!("said.{first}.{}", by.user));
         let stderr = fs::File::create(&said).unwrap();
@@ -131,6 +135,24 @@ impl Bed {
         assert_eq!(program.answer(), "ready");
         program
     }
+
+    /// The program that means harm, of root.
+    pub(crate) fn hostile(&self, arguments: &[&str]) -> Program {
+        self.hostile_by(&By::user(0), arguments)
+    }
+
+    /// The program that means harm.
+    pub(crate) fn hostile_by(&self, by: &By, arguments: &[&str]) -> Program {
+        let mut command = by.command(self);
+        command.arg(self.path("hostile")).arg(self.socket()).args(arguments);
+        let said = self.path("said.hostile");
+        let stderr = fs::File::create(&said).unwrap();
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        let orders = child.stdin.take();
+        Program { child, orders, answers, said }
+    }
 }
 
 /// How a program is started.
@@ -139,15 +161,21 @@ pub(crate) struct By {
     /// Arguments of unshare(1), beside those for mounts.
     pub(crate) unshare: &'static [&'static str],
     domain: Vec<String>,
+    /// An argument of prlimit(1).
+    limit: Option<&'static str>,
 }
 
 impl By {
     pub(crate) fn user(user: u32) -> Self {
-        Self { user, unshare: &[], domain: Vec::new() }
+        Self { user, unshare: &[], domain: Vec::new(), limit: None }
     }
 
     pub(crate) fn in_domain(self, name: &str) -> Self {
         Self { domain: vec!["--domain".into(), name.into()], ..self }
+    }
+
+    pub(crate) fn limited(self, limit: &'static str) -> Self {
+        Self { limit: Some(limit), ..self }
     }
 
     pub(crate) fn unshare(self, unshare: &'static [&'static str]) -> Self {
@@ -181,7 +209,7 @@ impl By {
     }
 }
 
-/// A program that holds memory. Killed when it is dropped.
+/// A program that answers. Killed when it is dropped.
 pub(crate) struct Program {
     child: Child,
     orders: Option<ChildStdin>,
@@ -190,7 +218,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    fn answer(&mut self) -> String {
+    pub(crate) fn answer(&mut self) -> String {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "it has ended: {}", self.said());

@@ -4,4 +4,7 @@
 
 mod bed;
 mod endings;
+mod hostile;
+mod limits;
+mod systemd;
 mod users;

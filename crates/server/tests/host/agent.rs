@@ -17,6 +17,7 @@ use numerge_protocol::{
 };
 
 use crate::bed::{CONTROL, page_of};
+use crate::liar;
 
 /// What the agent answers when it is asked to merge.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -222,6 +223,17 @@ fn map(at: usize, pages: u64) -> usize {
     start.expose_provenance()
 }
 
+fn unmap(start: usize, pages: u64) {
+    let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;
+    // SAFETY: a mapping that this process made and uses no more.
+    unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), bytes) };
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let bytes = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
+    bytes.map(Result::unwrap).collect()
+}
+
 fn page_pointer(start: usize, page: u64) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(start + usize::try_from(page).unwrap() * PAGE_SIZE)
 }
@@ -272,16 +284,30 @@ fn client_process() {
             std::process::exit(0);
         }
         let words: Vec<&str> = line.split_whitespace().collect();
-        let answer = if words[0] == "connect" {
-            match connect(Path::new(words[1]), words.get(2).copied(), words.get(3).copied()) {
-                Ok(connected) => {
-                    agent = Some(connected);
-                    "welcome".into()
+        let answer = match words[0] {
+            "connect" => {
+                match connect(Path::new(words[1]), words.get(2).copied(), words.get(3).copied()) {
+                    Ok(connected) => {
+                        agent = Some(connected);
+                        "welcome".into()
+                    }
+                    Err(why) => why,
                 }
-                Err(why) => why,
             }
-        } else {
-            agent.as_ref().unwrap().obey(&words)
+            // lie SOCKET WELCOME BYTES, in hexadecimal.
+            "lie" => liar::lie(Path::new(words[1]), words[2] == "true", &from_hex(words[3])),
+            // babble SOCKET PAGES FIRST STEP SEED COUNT: with memory as "map" makes it.
+            "babble" => {
+                let number = |at: usize| words[at].parse::<u64>().unwrap();
+                let (start, pages) = (map(0, number(2)), number(2));
+                (0..pages).for_each(|page| write(start, page, number(3) + page * number(4)));
+                let memory = (vpns(start, 0..1).start.0, pages);
+                let said = liar::babble(Path::new(words[1]), memory, number(5), number(6));
+                (0..pages).for_each(|page| assert!(has(start, page, number(3) + page * number(4))));
+                unmap(start, pages);
+                said.to_string()
+            }
+            _ => agent.as_ref().unwrap().obey(&words),
         };
         writeln!(control.get_mut(), "{answer}").unwrap();
     }

@@ -4,6 +4,9 @@
 mod agent;
 mod bed;
 mod endings;
+mod liar;
+mod lies;
 mod merging;
+mod random;
 mod strangers;
 mod torture;
