@@ -483,6 +483,39 @@ impl Agent {
                 self.say(&ToEngine::Bye);
                 "ok".into()
             }
+            // Ends, and keeps all mapped as it is.
+            "bye-as-is" => {
+                self.say(&ToEngine::Bye);
+                "ok".into()
+            }
+            // A region is gone, it says, and keeps it mapped as it is.
+            "gone-as-is" => {
+                let (start, pages) = region(words[1]);
+                self.say(&ToEngine::Gone { span: span(&vpns(start, 0..pages)) });
+                "ok".into()
+            }
+            // Maps pages of the first file of frames that nobody asked it to, to be read; gives the
+            // region's number.
+            "map-frames" => {
+                let pages = number(1);
+                let fds = std::fs::read_dir("/proc/self/fd").unwrap().map(|fd| fd.unwrap().path());
+                let is_frames = |fd: &PathBuf| {
+                    let file = std::fs::read_link(fd).unwrap_or_default();
+                    file.to_string_lossy().contains("numerge-frames")
+                };
+                let fd = fds.into_iter().find(is_frames).unwrap();
+                let fd: libc::c_int = fd.file_name().unwrap().to_str().unwrap().parse().unwrap();
+                let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;
+                // SAFETY: a new mapping of a file.
+                let start = unsafe {
+                    let (read, private) = (libc::PROT_READ, libc::MAP_PRIVATE);
+                    libc::mmap(std::ptr::null_mut(), bytes, read, private, fd, 0)
+                };
+                assert_ne!(start, libc::MAP_FAILED);
+                let mut regions = REGIONS.lock().unwrap();
+                regions.push((start.expose_provenance(), pages));
+                (regions.len() - 1).to_string()
+            }
             "hang-up" => {
                 rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both).unwrap();
                 "ok".into()

@@ -4,6 +4,7 @@
 mod agent;
 mod bed;
 mod endings;
+mod keepers;
 mod liar;
 mod lies;
 mod merging;
