@@ -197,7 +197,7 @@ impl Server {
             (before, registry.domains.values().cloned().collect::<Vec<_>>())
         };
         let before = before.unwrap_or_else(|| knob.default_value());
-        tracing::info!(%knob, value, "to be set");
+        tracing::debug!(%knob, value, "to be set");
         let mut failed = Ok(());
         for domain in &domains {
             let done = self.host.set_in(domain, knob, value);

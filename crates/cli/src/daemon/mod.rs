@@ -6,6 +6,7 @@ mod user;
 
 use std::error::Error;
 use std::fs;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -76,7 +77,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let passed = Passed::take()?;
     let level: tracing::Level = arguments.log.into();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(level)
+        .init();
     // What would take a file beyond its limit is an error, as for whoever can't be served.
     // SAFETY: a handler that does nothing is safe whenever it runs.
     unsafe { signal_hook::low_level::register(SIGXFSZ, || {}) }?;

@@ -261,6 +261,11 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// Who asks it questions, by a connection of its own.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&path_beside(&self.socket)).unwrap()
+    }
+
     fn ask(&self) -> Option<Value> {
         Client::connect(&path_beside(&self.socket)).ok()?.status().ok()
     }

@@ -138,3 +138,36 @@ fn s6_a_stopped_program_holds_nobody_up() {
     like_it.is_whole();
     are_whole(&mut others);
 }
+
+/// Unmerging waits for a program that does not run, and nobody waits for it.
+#[test]
+fn s5_2_run_2_with_a_stopped_program_holds_up_no_other_question() {
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon(&[]);
+    let mut programs = two_programs(&bed);
+    let mut others = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 5001));
+    daemon.until_merged(2 * PAGES, 2 * PAGES);
+    let stopped = rustix::process::Pid::from_raw(pids(&daemon)[0]).unwrap();
+    rustix::process::kill_process(stopped, Signal::STOP).unwrap();
+    let mut answered = 0;
+    std::thread::scope(|scope| {
+        let unmerging = scope.spawn(|| daemon.client().set("run", 2));
+        while !unmerging.is_finished() {
+            daemon.client().set("sleep_millisecs", 2 + answered % 2).unwrap();
+            assert!(daemon.number("pages_registered") > 0);
+            answered += 1;
+        }
+        let error = unmerging.join().unwrap().unwrap_err().to_string();
+        assert!(error.contains("does not answer"), "{error}");
+    });
+    println!("{answered} questions answered meanwhile");
+    assert!(answered > 5, "{answered} questions answered meanwhile");
+    // All is unmerged but what the stopped program holds.
+    let left = daemon.number("pages_shared") + daemon.number("pages_sharing");
+    assert!(left <= PAGES, "{left} pages are merged still");
+    rustix::process::kill_process(stopped, Signal::CONT).unwrap();
+    crate::bed::until(|| daemon.client().set("run", 2).is_ok(), || format!("{}", daemon.status()));
+    assert_eq!(daemon.number("pages_shared"), 0);
+    are_whole(&mut programs);
+    are_whole(&mut others);
+}
