@@ -18,12 +18,12 @@ use parking_lot::Mutex;
 
 use crate::book::Lie;
 use crate::domain::Domain;
+use crate::host::Host;
 use crate::inbox::{Inbox, Order};
 use crate::link::Link;
 use crate::memory::RemoteMemory;
 use crate::pages::range;
 use crate::rejection::Rejection;
-use crate::server::Host;
 use crate::worker::Worker;
 
 /// How long a client may take to introduce itself.

@@ -17,10 +17,12 @@
 //!   anew and the engine has forgotten what was there.
 //! - Every queue, and everything that grows at a client's will, has a limit.
 
+mod accept;
 mod book;
 mod chatter;
 mod client;
 mod domain;
+mod host;
 mod inbox;
 mod link;
 mod memory;

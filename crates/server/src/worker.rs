@@ -17,10 +17,10 @@ use numerge_protocol::{Errno, Reason, RegionError, RegionId, ToClient};
 
 use crate::book::Book;
 use crate::client::Client;
+use crate::host::Host;
 use crate::inbox::Order;
 use crate::pages::{count, gaps_in, overlap, parts_in};
 use crate::rejection::Rejection;
-use crate::server::Host;
 
 /// Where the engine's regions are cut, in pages: what a client unmaps costs nothing any more when
 /// nothing else is left in a piece of so many.

@@ -90,6 +90,13 @@ impl Bed {
         client
     }
 
+    /// Clients with equal memory, page n with content n + 1, all of it merged.
+    pub(crate) fn merged_clients<const N: usize>(&self, pages: u64) -> [Client; N] {
+        let clients = [(); N].map(|()| self.client_with(pages, 1, 1));
+        self.until_merged(pages, pages * (N as u64 - 1));
+        clients
+    }
+
     /// Waits until as many frames are in use, and as many pages saved.
     pub(crate) fn until_merged(&self, shared: u64, sharing: u64) {
         let counts = || {

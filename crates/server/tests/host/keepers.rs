@@ -29,9 +29,7 @@ fn reuse_frames(bed: &Bed, clients: &mut [Client; 2]) {
 #[test]
 fn s6_who_says_that_mapped_pages_are_gone_harms_nobody() {
     let Some(bed) = Bed::new() else { return };
-    let mut liar = bed.client_with(PAGES, 1, 1);
-    let mut honest = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, 2 * PAGES);
+    let [mut liar, mut honest @ ..] = bed.merged_clients::<3>(PAGES);
     liar.ask("gone-as-is 0");
     bed.until_merged(PAGES, PAGES);
     // The frames are others' too, so that nothing of them is given back.
@@ -47,9 +45,7 @@ fn s6_who_says_that_mapped_pages_are_gone_harms_nobody() {
 #[test]
 fn s1_1_a_child_keeps_its_frames_when_its_parent_says_goodbye() {
     let Some(bed) = Bed::new() else { return };
-    let mut parent = bed.client_with(PAGES, 1, 1);
-    let mut honest = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, 2 * PAGES);
+    let [mut parent, mut honest @ ..] = bed.merged_clients::<3>(PAGES);
     let child = parent.ask("fork 0 1 1");
     parent.ask("bye-as-is");
     until(|| bed.server.client_count() == 2, || "the parent is there still".into());
@@ -68,9 +64,7 @@ fn s1_1_a_child_keeps_its_frames_when_its_parent_says_goodbye() {
 #[test]
 fn s6_who_maps_frames_unasked_keeps_nobody_from_using_them() {
     let Some(bed) = Bed::new() else { return };
-    let mut liar = bed.client_with(PAGES, 1, 1);
-    let mut honest = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, 2 * PAGES);
+    let [mut liar, mut honest @ ..] = bed.merged_clients::<3>(PAGES);
     liar.ask("map-frames 4096");
     reuse_frames_without(&bed, &mut liar, &mut honest);
     // Once it is no client any more, it is one of those that may map anything.

@@ -139,8 +139,7 @@ fn lie(bed: &Bed, liar: &mut Client, bytes: &[u8]) {
 #[test]
 fn s6_a_client_that_lies_in_every_field_harms_nobody() {
     let Some(bed) = Bed::new() else { return };
-    let mut honest = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut honest = bed.merged_clients::<2>(PAGES);
     let mut liar = bed.process();
     let mut count = 0;
     for lies in messages().iter().map(bytes).chain(noise()).collect::<Vec<_>>().chunks(100) {
@@ -163,8 +162,7 @@ fn s6_a_client_that_lies_in_every_field_harms_nobody() {
 #[test]
 fn s6_a_client_that_answers_at_random_harms_nobody() {
     let Some(bed) = Bed::new() else { return };
-    let mut honest = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut honest = bed.merged_clients::<2>(PAGES);
     let seconds = std::env::var("NUMERGE_STRESS_SECONDS").ok().and_then(|text| text.parse().ok());
     let end = Instant::now() + Duration::from_secs(seconds.unwrap_or(4));
     let mut liars = [bed.process(), bed.process()];
