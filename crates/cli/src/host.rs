@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
@@ -44,6 +45,43 @@ impl fmt::Display for Setting {
     }
 }
 
+/// Where agents connect, and beside it where knobs and counters are asked for.
+pub(crate) struct Sockets {
+    agents: numerge_server::Listener,
+    control: UnixListener,
+    /// That socket's file, if it is ours.
+    control_path: Option<PathBuf>,
+}
+
+impl Sockets {
+    /// Binds what was not passed.
+    pub(crate) fn bind(
+        path: &Path,
+        agents: Option<OwnedFd>,
+        control: Option<OwnedFd>,
+        options: &Options,
+    ) -> Result<Self, Box<dyn Error>> {
+        let agents = match agents {
+            Some(passed) => passed.try_into()?,
+            None => numerge_server::Listener::bind(path, options.socket_mode)?,
+        };
+        if let Some(passed) = control {
+            return Ok(Self { agents, control: passed.into(), control_path: None });
+        }
+        let beside = path_beside(path);
+        let failed = |error: io::Error| format!("{}: {error}", beside.display());
+        // What a daemon that was killed has left; whoever listens at the other owns this too.
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed(error).into());
+            }
+            _ => {}
+        }
+        let control = Listener::socket(&beside).map_err(failed)?;
+        Ok(Self { agents, control, control_path: Some(beside) })
+    }
+}
+
 /// A server, and who answers for it.
 pub(crate) struct Host {
     control: Listener,
@@ -51,19 +89,13 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Listens at `socket`, or by `passed`, which is bound there already, and beside it for questions;
-    /// scans, unless the settings say otherwise.
+    /// Serves who connects, and answers questions; scans, unless the settings say otherwise.
     pub(crate) fn start(
-        socket: &Path,
-        passed: Option<OwnedFd>,
+        sockets: Sockets,
         options: Options,
         settings: &[Setting],
     ) -> Result<Self, Box<dyn Error>> {
-        let server = match passed {
-            Some(passed) => Server::listen(passed.try_into()?, options)?,
-            None => Server::bind(socket, options)?,
-        };
-        let server = Arc::new(server);
+        let server = Arc::new(Server::listen(sockets.agents, options)?);
         // Last of all what makes them begin.
         let run = settings.iter().rev().find(|setting| setting.knob == Knob::Run);
         for setting in settings.iter().filter(|setting| setting.knob != Knob::Run) {
@@ -71,13 +103,7 @@ impl Host {
         }
         server.set(Knob::Run, run.map_or(1, |setting| setting.value))?;
         let answers = Arc::new(Answering(Arc::downgrade(&server)));
-        let beside = path_beside(socket);
-        // What a daemon that was killed has left; whoever listens at the socket itself owns this too.
-        match std::fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        let control = Listener::bind(&beside, answers)?;
+        let control = Listener::serve(sockets.control, sockets.control_path, answers)?;
         Ok(Self { control, server })
     }
 
@@ -178,7 +204,8 @@ impl Own {
             .map_err(|error| in_place(&place, &error))?;
         let socket = directory.path().join("socket");
         let options = Options { socket_mode: 0o600, ..Options::default() };
-        let host = Host::start(&socket, None, options, settings)?;
+        let sockets = Sockets::bind(&socket, None, None, &options)?;
+        let host = Host::start(sockets, options, settings)?;
         Ok(Self { host: Some(host), socket, _directory: directory })
     }
 

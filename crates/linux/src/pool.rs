@@ -45,6 +45,9 @@ const STRIPES: usize = 4;
 /// Most files there can be, by the width of a frame number.
 const FILES: usize = 1 << (Kpfn::BITS - FILE_SHIFT);
 
+/// Processes that were served and may have ended, before it is looked who lives still.
+const EVER_SERVED: usize = 1024;
+
 /// The frame pools of one security domain, one pool for each node that has memory.
 #[derive(Debug)]
 pub struct FramePools {
@@ -67,6 +70,8 @@ pub struct FramePools {
 struct Served {
     /// Processes whose mappings of frames are all known to the engine, by their number here.
     known: BTreeMap<u64, ProcessId>,
+    /// Processes that were served at any time and live still, as of the last look.
+    ever: BTreeSet<ProcessId>,
     /// The users of all processes that ever were served.
     users: BTreeSet<u32>,
     next: u64,
@@ -171,6 +176,10 @@ impl FramePools {
         let number = served.next;
         served.next += 1;
         served.users.insert(user);
+        if served.ever.len() > 2 * served.known.len() + EVER_SERVED {
+            served.ever.retain(ProcessId::lives);
+        }
+        served.ever.insert(process);
         if knows_all {
             served.known.insert(number, process);
         }
@@ -297,10 +306,12 @@ impl FramePools {
         let kept = if runs.is_empty() {
             runs
         } else {
-            let served = self.served();
+            let mut served = self.served();
+            served.ever.retain(ProcessId::lives);
             let exempt = Exempt {
                 since_ticks: self.made_ticks,
                 known: served.known.values().copied().collect(),
+                given: served.ever.iter().copied().collect(),
                 users: Some(served.users.clone()),
             };
             drop(served);

@@ -14,13 +14,13 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use numerge_engine::machine::{Kind, PAGE_SIZE, Vpn, Written};
 use numerge_topology::{Nid, nodes_of_process_pages};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, PROC_SUPER_MAGIC};
 
 use crate::error::Error;
 use crate::kinds;
@@ -61,6 +61,15 @@ pub enum RemoteError {
         /// Its number.
         pid: i32,
     },
+    /// Its pagemap is of another mount of /proc, and can't be told for its own.
+    #[error(
+        "process {pid} has another mount of /proc than the engine, as in a container: its pagemap \
+         can't be told for its own"
+    )]
+    OtherProc {
+        /// Its number.
+        pid: i32,
+    },
     /// The kernel lacks something, or a system call failed that there is no rule for.
     #[error(transparent)]
     System(#[from] Error),
@@ -91,18 +100,22 @@ impl RemoteProcess {
         if has_ended(pidfd).map_err(failed("poll"))? {
             return Err(RemoteError::Gone { pid });
         }
-        let open = |name, call| {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            rustix::fs::openat(&directory, name, flags, Mode::empty()).map_err(failed(call))
-        };
-        let memory = File::from(open("mem", "open /proc/PID/mem")?);
-        let known = open("pagemap", "open /proc/PID/pagemap")?;
-        let id = |fd: BorrowedFd<'_>| {
-            let stat = rustix::fs::fstat(fd).map_err(failed("fstat"))?;
-            Ok::<_, RemoteError>((stat.st_dev, stat.st_ino))
-        };
-        if id(known.as_fd())? != id(pagemap.as_fd())? {
-            return Err(RemoteError::WrongPagemap { pid });
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let memory = rustix::fs::openat(&directory, "mem", flags, Mode::empty())
+            .map_err(failed("open /proc/PID/mem"))?;
+        let memory = File::from(memory);
+        // Not opened: that would take more rights, and what it is does not depend on it.
+        let known = rustix::fs::statat(&directory, "pagemap", AtFlags::empty())
+            .map_err(failed("stat /proc/PID/pagemap"))?;
+        let passed = rustix::fs::fstat(&pagemap).map_err(failed("fstat"))?;
+        if (known.st_dev, known.st_ino) != (passed.st_dev, passed.st_ino) {
+            let system = rustix::fs::fstatfs(&pagemap).map_err(failed("fstatfs"))?.f_type;
+            let is_other_proc = passed.st_dev != known.st_dev && system == PROC_SUPER_MAGIC;
+            return Err(if is_other_proc {
+                RemoteError::OtherProc { pid }
+            } else {
+                RemoteError::WrongPagemap { pid }
+            });
         }
         let pagemap = Pagemap::of(File::from(pagemap))?;
         Ok(Self { pid, directory, memory, pagemap })
@@ -275,15 +288,18 @@ impl RemoteProcess {
     /// # Errors
     /// What the system said.
     pub fn user_namespace(&self) -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::statat(&self.directory, "ns/user", rustix::fs::AtFlags::empty())?;
+        let stat = rustix::fs::statat(&self.directory, "ns/user", AtFlags::empty())?;
         Ok((stat.st_dev, stat.st_ino))
     }
 }
 
-/// What was found, or what there is to be found in an address space that is no more.
+/// What was found, or what there is to be found in an address space that is no more, or beyond the end
+/// of one.
 fn unless_gone<T>(found: io::Result<T>, nothing: impl FnOnce() -> T) -> io::Result<T> {
     match found {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(nothing()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EFAULT)) => {
+            Ok(nothing())
+        }
         other => other,
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Shared {
 }
 
 /// A process, which no later one of its number is taken for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct ProcessId {
     pid: u32,
     start_ticks: u64,
@@ -41,7 +41,12 @@ pub(crate) struct ProcessId {
 impl ProcessId {
     /// The process that has this number now.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
-        Ok(Self { pid, start_ticks: start_ticks(pid)? })
+        Ok(Self { pid, start_ticks: Stat::of(pid)?.start_ticks })
+    }
+
+    /// Whether it is there still.
+    pub(crate) fn lives(&self) -> bool {
+        Self::of(self.pid).is_ok_and(|now| now == *self)
     }
 }
 
@@ -53,6 +58,8 @@ pub(crate) struct Exempt {
     pub(crate) since_ticks: u64,
     /// Processes of which it is known otherwise what they map.
     pub(crate) known: Vec<ProcessId>,
+    /// Processes that were given the files, at any time, and live still.
+    pub(crate) given: Vec<ProcessId>,
     /// The users of all processes that ever had the files, if it is known who they are. A process that
     /// is forked belongs to one of them, unless one of them is root.
     pub(crate) users: Option<BTreeSet<u32>>,
@@ -60,13 +67,21 @@ pub(crate) struct Exempt {
 
 impl Exempt {
     fn is_known(&self, pid: u32) -> bool {
-        let here = self.known.iter().find(|process| process.pid == pid);
-        here.is_some_and(|process| start_ticks(pid).is_ok_and(|at| at == process.start_ticks))
+        self.known.iter().any(|process| process.pid == pid && process.lives())
     }
 
     /// Whether a process whose maps can't be read has none of the files for certain.
+    ///
+    /// Who has executed a program since it was made has none of its maker's mappings, and the files are
+    /// closed when a program is executed: it has none unless it was given them. (Or was handed them by
+    /// who was, in breach of the rules, which harms nobody but itself.)
     fn is_stranger(&self, pid: u32) -> io::Result<bool> {
-        if start_ticks(pid)? < self.since_ticks {
+        let stat = Stat::of(pid)?;
+        if stat.start_ticks < self.since_ticks {
+            return Ok(true);
+        }
+        let process = ProcessId { pid, start_ticks: stat.start_ticks };
+        if stat.has_executed && !self.given.contains(&process) {
             return Ok(true);
         }
         let Some(users) = self.users.as_ref().filter(|users| !users.contains(&ROOT)) else {
@@ -184,14 +199,31 @@ fn read_maps_of(path: &str, files: &[FileId], shared: &mut Vec<Shared>) -> io::R
     }
 }
 
-/// When a process started, in clock ticks since boot.
-fn start_ticks(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything; what follows the last one is numbers, of which
-    // the start time is the 20th.
-    stat.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19)?.parse().ok())
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+/// The kernel's PF_FORKNOEXEC: forked, and has executed nothing since.
+const FORKED_ONLY: u64 = 0x40;
+
+/// What everybody may know of a process.
+struct Stat {
+    /// When it started, in clock ticks since boot.
+    start_ticks: u64,
+    /// Whether it has executed a program since it was made.
+    has_executed: bool,
+}
+
+impl Stat {
+    fn of(pid: u32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may hold anything; what follows the last one is the state and then
+        // numbers, of which the flags are the 6th and the start time is the 19th.
+        let mut rest = stat.rsplit_once(')').map(|(_, rest)| rest.split_ascii_whitespace());
+        let mut number = |skipped| rest.as_mut()?.nth(skipped)?.parse::<u64>().ok();
+        match (number(6), number(12)) {
+            (Some(flags), Some(start_ticks)) => {
+                Ok(Self { start_ticks, has_executed: flags & FORKED_ONLY == 0 })
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
 }
 
 /// The users a process is of: real, effective, saved, and for files.
@@ -221,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_process_started_before_now() {
-        let start = start_ticks(std::process::id()).expect("stat");
+        let start = Stat::of(std::process::id()).expect("stat").start_ticks;
         assert!(start <= now_ticks());
         assert!(start > 0);
     }
@@ -244,15 +276,51 @@ mod tests {
 
     #[test]
     fn a_stranger_is_older_or_another_user() {
-        let me = ProcessId::of(std::process::id()).expect("stat");
-        let mine = users_of(me.pid).expect("status");
+        let child = Forked::new();
+        let its = ProcessId::of(child.0).expect("stat");
+        let mine = users_of(child.0).expect("status");
         let users = |users: &[u32]| Some(users.iter().copied().collect());
-        let younger = Exempt { since_ticks: me.start_ticks, ..Exempt::default() };
-        let is_stranger = |exempt: &Exempt| exempt.is_stranger(me.pid).expect("proc");
+        let younger = Exempt { since_ticks: its.start_ticks, ..Exempt::default() };
+        let is_stranger = |exempt: &Exempt| exempt.is_stranger(child.0).expect("proc");
         assert!(!is_stranger(&younger), "nothing known of users");
-        assert!(is_stranger(&Exempt { since_ticks: me.start_ticks + 1, ..Exempt::default() }));
+        assert!(is_stranger(&Exempt { since_ticks: its.start_ticks + 1, ..Exempt::default() }));
         assert!(is_stranger(&Exempt { users: users(&[4242]), ..younger.clone() }));
         assert!(!is_stranger(&Exempt { users: users(&[4242, mine[0]]), ..younger.clone() }));
         assert!(!is_stranger(&Exempt { users: users(&[4242, ROOT]), ..younger }));
+    }
+
+    #[test]
+    fn who_executed_a_program_has_what_it_was_given_only() {
+        let me = ProcessId::of(std::process::id()).expect("stat");
+        let younger = Exempt { since_ticks: me.start_ticks, ..Exempt::default() };
+        assert!(younger.is_stranger(me.pid).expect("proc"));
+        let given = Exempt { given: vec![me], ..younger };
+        assert!(!given.is_stranger(me.pid).expect("proc"));
+    }
+
+    /// A child that has executed nothing; killed when it is dropped.
+    struct Forked(u32);
+
+    impl Forked {
+        fn new() -> Self {
+            // SAFETY: the child makes system calls only, and ends when it is killed.
+            match unsafe { libc::fork() } {
+                0 => loop {
+                    // SAFETY: waits for a signal.
+                    unsafe { libc::pause() };
+                },
+                pid => Self(pid.unsigned_abs()),
+            }
+        }
+    }
+
+    impl Drop for Forked {
+        fn drop(&mut self) {
+            // SAFETY: ends and reaps a child of this process, which nobody else waits for.
+            unsafe {
+                libc::kill(self.0.cast_signed(), libc::SIGKILL);
+                libc::waitpid(self.0.cast_signed(), std::ptr::null_mut(), 0);
+            }
+        }
     }
 }

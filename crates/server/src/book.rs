@@ -66,6 +66,8 @@ pub(crate) struct Book {
     /// Pages that were merged after they were gone: their client had not got round to the question
     /// before, and to something new at that place afterwards.
     strays: Ranges<()>,
+    /// Pages that were unmerged when nobody waited for it any more, for who asks again.
+    returned: Ranges<()>,
     /// What is gone and the engine has not been told of, in order.
     gone: VecDeque<Range<Vpn>>,
     /// By number, and when each was asked.
@@ -90,6 +92,7 @@ impl Book {
             fresh: Ranges::new(),
             in_file: Ranges::new(),
             strays: Ranges::new(),
+            returned: Ranges::new(),
             gone: VecDeque::new(),
             asked: BTreeMap::new(),
             next_number: 0,
@@ -142,6 +145,7 @@ impl Book {
     /// The client said that pages are gone, and the engine has not been told yet.
     pub(crate) fn bury(&mut self, pages: Range<Vpn>) -> Result<(), Lie> {
         self.live.remove(&pages);
+        self.returned.remove(&pages);
         self.gone.push_back(pages);
         self.check_pieces()
     }
@@ -159,6 +163,7 @@ impl Book {
         self.fresh.remove(pages);
         self.in_file.remove(pages);
         self.strays.remove(pages);
+        self.returned.remove(pages);
         let told: Vec<Vpn> = self.outcomes.range(pages.clone()).map(|(page, _)| *page).collect();
         for page in told {
             self.outcomes.remove(&page);
@@ -166,7 +171,8 @@ impl Book {
     }
 
     fn check_pieces(&self) -> Result<(), Lie> {
-        if self.live.len().max(self.in_file.len()) > RANGES { Err(Lie::Pieces) } else { Ok(()) }
+        let most = self.live.len().max(self.in_file.len()).max(self.returned.len());
+        if most > RANGES { Err(Lie::Pieces) } else { Ok(()) }
     }
 
     /// Of these pages, those that are there.
@@ -177,6 +183,17 @@ impl Book {
     /// Whether any of these may be in a file mapping.
     pub(crate) fn any_in_file(&self, pages: &Range<Vpn>) -> bool {
         self.in_file.next_in(pages).is_some()
+    }
+
+    /// Of these pages, those that are there and were not unmerged since they were last asked for.
+    pub(crate) fn not_returned(&self, ranges: &[Range<Vpn>]) -> Vec<Range<Vpn>> {
+        let live = self.live_in(ranges);
+        live.iter().flat_map(|part| gaps_in(&self.returned, part)).collect()
+    }
+
+    /// The engine knows that these pages are unmerged.
+    pub(crate) fn forget_returned(&mut self, ranges: &[Range<Vpn>]) {
+        ranges.iter().for_each(|range| self.returned.remove(range));
     }
 
     /// Those that may be in a file mapping.
@@ -197,7 +214,8 @@ impl Book {
 
     pub(crate) fn bytes(&self) -> u64 {
         let outcomes = self.outcomes.len() * size_of::<(Vpn, Outcome)>() * 2;
-        self.live.bytes() + self.fresh.bytes() + self.in_file.bytes() + outcomes as u64
+        let ranges = [&self.live, &self.fresh, &self.in_file, &self.returned];
+        ranges.iter().map(|ranges| ranges.bytes()).sum::<u64>() + outcomes as u64
     }
 
     // What it is asked.
@@ -219,6 +237,7 @@ impl Book {
         self.is_over = true;
         self.live = Ranges::new();
         self.fresh = Ranges::new();
+        self.returned = Ranges::new();
         self.outcomes.clear();
     }
 
@@ -287,6 +306,7 @@ impl Book {
 
     /// Takes note that the client was asked to merge.
     pub(crate) fn asked_merge(&mut self, runs: Vec<Run>) {
+        runs.iter().for_each(|run| self.returned.remove(&run.pages));
         self.ask(Asked::Merge(runs));
     }
 
@@ -318,7 +338,7 @@ impl Book {
         self.patience = (self.patience / 2).max(LEAST_PATIENCE);
     }
 
-    /// Until when somebody who began to wait at `since` goes on waiting.
+    /// Until when somebody who began to wait at `since` takes the client for one that answers.
     pub(crate) fn patient_until(&self, since: Instant) -> Instant {
         self.heard.max(since) + self.patience
     }
@@ -370,7 +390,13 @@ impl Book {
                     _ => return Err(Lie::OtherKind(number)),
                 };
                 if result == Unmerged::Done {
-                    ranges.iter().for_each(|range| self.in_file.remove(range));
+                    for range in ranges {
+                        self.in_file.remove(range);
+                        if !is_waited_for {
+                            parts_in(&self.live, range)
+                                .for_each(|(part, ())| self.returned.insert(part, ()));
+                        }
+                    }
                 }
                 if *is_waited_for {
                     self.unmerged.insert(number, result);

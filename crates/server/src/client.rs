@@ -18,12 +18,12 @@ use parking_lot::Mutex;
 
 use crate::book::Lie;
 use crate::domain::Domain;
+use crate::host::Host;
 use crate::inbox::{Inbox, Order};
 use crate::link::Link;
 use crate::memory::RemoteMemory;
 use crate::pages::range;
 use crate::rejection::Rejection;
-use crate::server::Host;
 use crate::worker::Worker;
 
 /// How long a client may take to introduce itself.
@@ -62,6 +62,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
         Ok(Some(guest)) => guest,
         Ok(None) => return,
         Err(rejection) => {
+            host.log_rejected(link.socket(), &rejection);
             link.send_patiently(&rejection.message(), REJECT_WAIT);
             return;
         }
@@ -80,17 +81,21 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
     if !host.welcome(number, &client) || client.memory.link().send(&welcome).is_err() {
         return;
     }
+    host.on_behalf_of(user, |unsaid| {
+        tracing::info!(%pid, uid = user, domain = %client.domain.id(), unsaid, "client has come");
+    });
     std::thread::scope(|scope| {
         let work = || Worker::new(host, &client).run();
         let worker = std::thread::Builder::new().name("numerge-worker".into());
         if worker.spawn_scoped(scope, work).is_err() {
             let rejection = Rejection::new(Reason::Unavailable, "no thread could be started");
-            client.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
+            client.reject(host, &rejection);
         } else {
-            client.listen(&mut buffer, pidfd.as_fd());
+            client.listen(host, &mut buffer, pidfd.as_fd());
         }
         client.end();
     });
+    host.on_behalf_of(user, |unsaid| tracing::info!(%pid, uid = user, unsaid, "client has gone"));
 }
 
 /// Receives `Hello` and finds out who it is and where it belongs. None if it says nothing, or goes
@@ -110,6 +115,10 @@ fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>,
         return Err(Rejection::new(Reason::PageSize, text));
     }
     let peer = link.socket().peer().map_err(|error| other(&error))?;
+    if host.options.unserved_user == Some(peer.uid) {
+        let text = format!("the daemon serves all users but its own, {}", peer.uid);
+        return Err(Rejection::new(Reason::Permission, text));
+    }
     let Some(pid) = peer.pid else {
         let text = "the client is in a PID namespace that the engine does not see into";
         return Err(Rejection::new(Reason::Permission, text));
@@ -135,7 +144,7 @@ fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>,
 
 impl Client {
     /// Reads what the client says until the connection ends, or the process that a pidfd stands for.
-    fn listen(&self, buffer: &mut Buffer, process: BorrowedFd<'_>) {
+    fn listen(&self, host: &Host, buffer: &mut Buffer, process: BorrowedFd<'_>) {
         loop {
             let taken = match self.memory.link().receive(buffer, None, Some(process)) {
                 Ok(Some((message, _))) => self.take(message),
@@ -147,10 +156,7 @@ impl Client {
             match taken {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return,
-                Err(rejection) => {
-                    self.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
-                    return;
-                }
+                Err(rejection) => return self.reject(host, &rejection),
             }
         }
     }
@@ -202,7 +208,8 @@ impl Client {
     }
 
     /// Tells the client why, and ends the connection.
-    pub(crate) fn reject(&self, rejection: &Rejection) {
+    pub(crate) fn reject(&self, host: &Host, rejection: &Rejection) {
+        host.log_rejected(self.memory.link().socket(), rejection);
         self.memory.link().send_patiently(&rejection.message(), REJECT_WAIT);
         self.memory.link().hang_up();
     }

@@ -17,9 +17,12 @@
 //!   anew and the engine has forgotten what was there.
 //! - Every queue, and everything that grows at a client's will, has a limit.
 
+mod accept;
 mod book;
+mod chatter;
 mod client;
 mod domain;
+mod host;
 mod inbox;
 mod link;
 mod memory;
@@ -31,5 +34,6 @@ mod signals;
 mod worker;
 
 pub use domain::{Domain, DomainId};
+pub use numerge_protocol::{Listener, Socket, SocketError};
 pub use options::{Domains, Members, Options, Quotas};
 pub use server::{BindError, ClientInfo, Server};

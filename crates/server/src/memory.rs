@@ -28,10 +28,22 @@ const QUESTION_RUNS: usize = 256;
 const SLOT_WAIT: Duration = Duration::from_millis(10);
 /// How long all questions of a merge wait together.
 const MERGE_WAIT: Duration = Duration::from_millis(250);
-/// How long an unmerge waits for a client that gives signs of life.
-const UNMERGE_WAIT: Duration = Duration::from_millis(500);
+/// How long an unmerge waits, while everything else in the engine does (S5.2). What is answered later
+/// is known to who asks again.
+const UNMERGE_WAIT: Duration = Duration::from_millis(8);
 /// How long a client may be silent, where nobody else waits.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
+
+/// What came of waiting for answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Answers {
+    /// There was no question.
+    NoneWanted,
+    /// There is none any more.
+    All,
+    /// The client says nothing.
+    Silence,
+}
 
 /// The memory of a client.
 pub(crate) struct RemoteMemory {
@@ -78,19 +90,22 @@ impl RemoteMemory {
         !book.is_over()
     }
 
-    /// Waits until the client has answered all that it was asked; false if it is silent. For who holds
+    /// Waits until the client has answered all that it was asked, or is silent for long. For who holds
     /// nobody up.
-    pub(crate) fn wait_for_answers(&self) -> bool {
+    pub(crate) fn wait_for_answers(&self) -> Answers {
         let mut book = self.book();
+        if !book.is_asked_anything() {
+            return Answers::NoneWanted;
+        }
         let since = Instant::now();
         while book.is_asked_anything() && !book.is_over() {
             let deadline = book.heard().max(since) + ANSWER_WAIT;
             if Instant::now() >= deadline {
-                return false;
+                return Answers::Silence;
             }
             self.heard.wait_until(&mut book, deadline);
         }
-        true
+        Answers::All
     }
 
     /// There is no connection any more: nobody waits for the client.
@@ -176,17 +191,21 @@ impl RemoteMemory {
         let mut sequence = None;
         loop {
             // What is gone is mapped to nothing.
-            let live = book.live_in(ranges);
+            let live = book.not_returned(ranges);
             if book.is_over() || live.is_empty() {
                 sequence.inspect(|sequence| book.abandon(*sequence));
+                book.forget_returned(ranges);
                 return Ok(());
             }
             let now = Instant::now();
-            let deadline = if book.is_silent(now) { now } else { book.patient_until(since) };
-            let deadline = deadline.min(until);
+            let patience = if book.is_silent(now) { now } else { book.patient_until(since) };
+            let deadline = patience.min(until);
             match sequence {
                 Some(sequence) => {
                     if let Some(result) = book.take_unmerged(sequence) {
+                        if result == Unmerged::Done {
+                            book.forget_returned(ranges);
+                        }
                         return unmerged(result);
                     }
                 }
@@ -201,7 +220,9 @@ impl RemoteMemory {
             }
             if now >= deadline {
                 sequence.inspect(|sequence| book.abandon(*sequence));
-                book.lose_patience();
+                if now >= patience {
+                    book.lose_patience();
+                }
                 return Err(MemoryError::NoAnswer);
             }
             self.heard.wait_until(&mut book, deadline);

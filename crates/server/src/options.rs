@@ -16,6 +16,9 @@ pub struct Options {
     pub quotas: Quotas,
     /// Who may be in which security domain.
     pub domains: Domains,
+    /// A user whose programs are not served. The engine's own must be, where it serves others too: the
+    /// pools' files are that user's, who may allow himself to write to them.
+    pub unserved_user: Option<u32>,
 }
 
 impl Default for Options {
@@ -26,6 +29,7 @@ impl Default for Options {
             engine: EngineOptions::default(),
             quotas: Quotas::default(),
             domains: Domains::default(),
+            unserved_user: None,
         }
     }
 }

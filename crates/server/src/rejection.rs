@@ -47,7 +47,7 @@ impl Rejection {
 impl From<RemoteError> for Rejection {
     fn from(error: RemoteError) -> Self {
         let reason = match error {
-            RemoteError::NotPermitted { .. } => Reason::Permission,
+            RemoteError::NotPermitted { .. } | RemoteError::OtherProc { .. } => Reason::Permission,
             RemoteError::WrongPagemap { .. } => Reason::Protocol,
             RemoteError::Gone { .. } | RemoteError::System(_) => Reason::Other,
         };

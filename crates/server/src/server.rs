@@ -1,37 +1,20 @@
-//! The server: accepts clients, has a domain for each kind of them, and speaks for all engines.
+//! The server: what its owner asks of it, its beginning and its end.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use numerge_engine::machine::MemoryError;
-use numerge_engine::{Counters, Knob, KnobError, UnmergeError};
-use numerge_protocol::{Listener, Reason, Socket, SocketError};
+use numerge_engine::{Counters, Knob, KnobError};
+use numerge_protocol::{Listener, SocketError};
 use numerge_topology::{Topology, TopologyError};
-use parking_lot::{Condvar, Mutex};
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
-use crate::client::{self, Client};
+use crate::accept::accept_all;
 use crate::domain::{Domain, DomainId};
-use crate::link::Link;
+use crate::host::Host;
 use crate::options::Options;
-use crate::rejection::Rejection;
 use crate::signals;
-
-/// Least time between two looks at who maps frames that are to be given back; and it is at most this
-/// share of the time that is spent on it.
-const SETTLE_EVERY: Duration = Duration::from_millis(100);
-const SETTLE_SHARE: u32 = 20;
-
-/// Times that unmerging all is tried when clients had not answered yet, as on a busy machine.
-const UNMERGE_TRIES: u32 = 256;
-
-/// How long to wait when resources for another client have run out.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How long clients have to leave once the server ends.
 const LEAVE_WAIT: Duration = Duration::from_secs(10);
@@ -72,35 +55,6 @@ pub struct ClientInfo {
     pub pages_merged: u64,
 }
 
-/// What is common to all of a server's threads.
-pub(crate) struct Host {
-    pub(crate) options: Options,
-    topology: Arc<Topology>,
-    domains: Mutex<Registry>,
-    /// By number.
-    clients: Mutex<BTreeMap<u64, Connection>>,
-    /// A client is no more.
-    left: Condvar,
-    stopping: Mutex<bool>,
-    stopped: Condvar,
-    /// Readable once the server stops.
-    stop: OwnedFd,
-}
-
-/// Who is connected.
-struct Connection {
-    user: u32,
-    /// None until it is welcome.
-    client: Option<Arc<Client>>,
-}
-
-/// Domains, and what was set for all.
-#[derive(Default)]
-struct Registry {
-    domains: BTreeMap<DomainId, Arc<Domain>>,
-    settings: BTreeMap<Knob, u64>,
-}
-
 /// Serves programs that connect. Dropping it ends it as [`Server::shut_down`] does, and what is merged
 /// stays so.
 pub struct Server {
@@ -125,19 +79,9 @@ impl Server {
     pub fn listen(listener: Listener, options: Options) -> Result<Self, BindError> {
         listener.set_nonblocking(true)?;
         let topology = Arc::new(Topology::discover()?);
-        let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC);
-        let stop =
-            stop.map_err(|errno| BindError::System { call: "eventfd", source: errno.into() })?;
-        let host = Arc::new(Host {
-            options,
-            topology,
-            domains: Mutex::default(),
-            clients: Mutex::default(),
-            left: Condvar::new(),
-            stopping: Mutex::new(false),
-            stopped: Condvar::new(),
-            stop,
-        });
+        let host = Host::new(options, topology)
+            .map_err(|source| BindError::System { call: "eventfd", source })?;
+        let host = Arc::new(host);
         let mut server = Self { host, threads: Vec::new() };
         // All threads of the server come from these, and have their signals blocked too.
         let _blocked = signals::block();
@@ -173,8 +117,7 @@ impl Server {
     /// The value of a knob, as it was set for all domains.
     #[must_use]
     pub fn knob(&self, knob: Knob) -> u64 {
-        let set = self.host.domains.lock().settings.get(&knob).copied();
-        set.unwrap_or_else(|| knob.default_value())
+        self.host.knob(knob)
     }
 
     /// Sets a knob for all domains, and those to come. `run=2` returns when everything is unmerged,
@@ -185,43 +128,13 @@ impl Server {
     /// `run=2`: what could not be unmerged stays merged, and `run` is 0, or what it was set to
     /// meanwhile.
     pub fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
-        knob.check(value)?;
-        let (before, domains) = {
-            let mut registry = self.host.domains.lock();
-            let before = registry.settings.insert(knob, value);
-            (before, registry.domains.values().cloned().collect::<Vec<_>>())
-        };
-        let before = before.unwrap_or_else(|| knob.default_value());
-        let mut failed = Ok(());
-        for domain in &domains {
-            let done = self.host.set_in(domain, knob, value);
-            if done.is_err() && failed.is_ok() {
-                failed = done;
-                // Each domain is unmerged as far as it goes.
-                if !matches!((knob, value), (Knob::Run, 2)) {
-                    break;
-                }
-            }
-        }
-        if failed.is_err() {
-            let restored = if knob == Knob::Run { 0 } else { before };
-            let mut registry = self.host.domains.lock();
-            if registry.settings.get(&knob) == Some(&value) {
-                registry.settings.insert(knob, restored);
-                drop(registry);
-                for domain in &domains {
-                    // What has the value already is no failure, and what has not did not change.
-                    let _ = domain.engine().set(knob, restored);
-                }
-            }
-        }
-        failed
+        self.host.set(knob, value)
     }
 
     /// How many clients there are, those that have not introduced themselves included.
     #[must_use]
     pub fn client_count(&self) -> usize {
-        self.host.clients.lock().len()
+        self.host.client_count()
     }
 
     /// The clients that are served.
@@ -269,7 +182,7 @@ impl Server {
         let stayed = self.host.wait_for_clients(LEAVE_WAIT);
         self.host.all_clients().iter().for_each(|client| client.memory.link().hang_up());
         self.host.wait_for_clients(END_WAIT);
-        self.host.domains.lock().domains.clear();
+        self.host.forget_domains();
         stayed
     }
 }
@@ -277,178 +190,6 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop(true);
-    }
-}
-
-impl Host {
-    fn all_domains(&self) -> Vec<Arc<Domain>> {
-        self.domains.lock().domains.values().cloned().collect()
-    }
-
-    fn all_clients(&self) -> Vec<Arc<Client>> {
-        self.clients.lock().values().filter_map(|connection| connection.client.clone()).collect()
-    }
-
-    /// Sets a knob of one domain. While clients are asked to merge, an engine can't unmerge; those that
-    /// are about to answer are waited for.
-    fn set_in(&self, domain: &Arc<Domain>, knob: Knob, value: u64) -> Result<(), KnobError> {
-        for _ in 0..UNMERGE_TRIES {
-            match domain.engine().set(knob, value) {
-                Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer))) => {}
-                done => return done,
-            }
-            let mut clients = self.all_clients();
-            clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-            let all_answered = clients.iter().all(|client| client.memory.wait_for_answers());
-            if !all_answered || self.domains.lock().settings.get(&knob) != Some(&value) {
-                break;
-            }
-        }
-        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
-    }
-
-    /// The domain of that name, made if it is missing.
-    pub(crate) fn domain(&self, id: &DomainId) -> Result<Arc<Domain>, Rejection> {
-        let unavailable = |text: String| Rejection::new(Reason::Unavailable, text);
-        let mut registry = self.domains.lock();
-        if let Some(domain) = registry.domains.get(id) {
-            return Ok(Arc::clone(domain));
-        }
-        if registry.domains.len() >= self.options.quotas.domains {
-            let idle = registry.domains.iter().find(|(_, domain)| Arc::strong_count(domain) == 1);
-            let idle = idle.map(|(id, _)| id.clone());
-            let idle =
-                idle.ok_or_else(|| unavailable("as many security domains as allowed".into()))?;
-            registry.domains.remove(&idle);
-        }
-        let domain = Domain::new(id.clone(), &self.topology, self.options.engine.clone())
-            .map_err(|error| unavailable(error.to_string()))?;
-        for (&knob, &value) in &registry.settings {
-            domain.engine().set(knob, value).map_err(|error| unavailable(error.to_string()))?;
-        }
-        let domain = Arc::new(domain);
-        registry.domains.insert(id.clone(), Arc::clone(&domain));
-        Ok(domain)
-    }
-
-    /// Lists a client as served; false if the server is ending.
-    pub(crate) fn welcome(&self, number: u64, client: &Arc<Client>) -> bool {
-        // Held, so that who ends the server finds it in the list, or it is not welcome.
-        let mut clients = self.clients.lock();
-        if *self.stopping.lock() {
-            return false;
-        }
-        let connection = clients.get_mut(&number);
-        connection.is_some_and(|connection| connection.client.replace(Arc::clone(client)).is_none())
-    }
-
-    /// Waits a while; true at once when the server stops.
-    pub(crate) fn waits_to_stop(&self, most: Duration) -> bool {
-        let mut stopping = self.stopping.lock();
-        self.stopped.wait_while_for(&mut stopping, |stopping| !*stopping, most);
-        *stopping
-    }
-
-    fn stop(&self) {
-        {
-            let _clients = self.clients.lock();
-            *self.stopping.lock() = true;
-        }
-        self.stopped.notify_all();
-        // Fails only if it is readable already.
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
-    }
-
-    /// Waits until there are no clients, and gives how many there are still.
-    fn wait_for_clients(&self, most: Duration) -> usize {
-        let mut clients = self.clients.lock();
-        self.left.wait_while_for(&mut clients, |clients| !clients.is_empty(), most);
-        clients.len()
-    }
-
-    /// Gives frames back that nobody maps any more, until the server stops.
-    fn settle(&self) {
-        let mut wait = SETTLE_EVERY;
-        while !self.waits_to_stop(wait) {
-            let began = Instant::now();
-            for domain in self.all_domains() {
-                if domain.pools().waiting_frames() > 0 {
-                    domain.pools().settle();
-                }
-            }
-            wait = SETTLE_EVERY.max(began.elapsed() * SETTLE_SHARE);
-        }
-    }
-}
-
-/// A place in the list of clients, given up when the connection's thread ends.
-struct Place {
-    host: Arc<Host>,
-    number: u64,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let client = self.host.clients.lock().remove(&self.number);
-        // Its domain may go with it, which takes time.
-        drop(client);
-        self.host.left.notify_all();
-    }
-}
-
-/// Accepts clients until the server stops.
-fn accept_all(host: &Arc<Host>, listener: &Listener) {
-    let mut number = 0;
-    loop {
-        let mut polled = [
-            PollFd::new(&host.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
-        ];
-        let _ = rustix::event::poll(&mut polled, None);
-        if !polled[0].revents().is_empty() {
-            return;
-        }
-        match listener.accept() {
-            Ok(socket) => {
-                number += 1;
-                admit(host, number, socket);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Descriptors or memory have run out, and who waits, waits.
-            Err(_) => {
-                host.waits_to_stop(ACCEPT_RETRY);
-            }
-        }
-    }
-}
-
-/// Starts a client's thread, if there may be another.
-fn admit(host: &Arc<Host>, number: u64, socket: Socket) {
-    let Ok(peer) = socket.peer() else { return };
-    let is_admitted = {
-        let mut clients = host.clients.lock();
-        let quotas = &host.options.quotas;
-        let same = clients.values().filter(|connection| connection.user == peer.uid).count();
-        let is_admitted = clients.len() < quotas.clients && same < quotas.clients_of_user;
-        if is_admitted {
-            clients.insert(number, Connection { user: peer.uid, client: None });
-        }
-        is_admitted
-    };
-    if !is_admitted {
-        turn_away(socket, &Rejection::new(Reason::TooManyClients, "as many clients as allowed"));
-        return;
-    }
-    let place = Place { host: Arc::clone(host), number };
-    let serve = move || client::serve(&place.host, place.number, socket);
-    // Where no thread can be had, the connection ends.
-    let _ = std::thread::Builder::new().name("numerge-client".into()).spawn(serve);
-}
-
-fn turn_away(socket: Socket, rejection: &Rejection) {
-    if let Ok(link) = Link::new(socket) {
-        // If there is no room for it in a socket that is new, it learns of it by the end.
-        let _ = link.send(&rejection.message());
     }
 }
 

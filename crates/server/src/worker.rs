@@ -8,18 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Memory, MemoryError, Vpn};
 use numerge_engine::{RegionHandle, RegisterError};
 use numerge_linux::Ranges;
 use numerge_protocol::{Errno, Reason, RegionError, RegionId, ToClient};
 
+use crate::book::Book;
 use crate::client::Client;
+use crate::host::Host;
 use crate::inbox::Order;
 use crate::pages::{count, gaps_in, overlap, parts_in};
 use crate::rejection::Rejection;
-use crate::server::Host;
 
 /// Where the engine's regions are cut, in pages: what a client unmaps costs nothing any more when
 /// nothing else is left in a piece of so many.
@@ -74,7 +75,7 @@ impl<'a> Worker<'a> {
                 Order::Unregister(id) => self.unregister(id),
             };
             if let Err(rejection) = done {
-                self.client.reject(&rejection);
+                self.client.reject(self.host, &rejection);
                 break;
             }
             // Relaxed: a counter, nothing is ordered by it.
@@ -113,6 +114,10 @@ impl<'a> Worker<'a> {
             || self.known_pages() + count(pages) > limits.pages
             || self.held.len() >= PIECES
         {
+            self.host.on_behalf_of(self.client.user, |unsaid| {
+                let (pid, uid) = (self.client.pid, self.client.user);
+                tracing::warn!(%pid, uid, unsaid, pages = count(pages), "over its quota: not registered");
+            });
             Some(RegionError::OverLimit)
         } else {
             self.tell_engine(pages).err().map(region_error)
@@ -255,7 +260,9 @@ impl<'a> Worker<'a> {
                 done => return done,
             }
             let pages = handle.pages();
-            if !self.client.memory.wait_until(|book| !book.is_asked_about(&pages)) {
+            let is_ready =
+                |book: &Book| !book.is_asked_about(&pages) && !book.is_silent(Instant::now());
+            if !self.client.memory.wait_until(is_ready) {
                 break;
             }
         }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use numerge::control::{Client, path_beside};
 use numerge::{AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, default_socket};
+use numerge_server::Socket;
 
 use crate::host::{self, Setting};
 use command::{Copies, End};
@@ -107,7 +107,8 @@ fn find_daemon(arguments: &Arguments) -> Result<Option<PathBuf>, Box<dyn Error>>
         };
     }
     let socket = arguments.socket.clone().unwrap_or_else(default_socket);
-    match Client::connect(&path_beside(&socket)) {
+    // Not where it is asked: that is not for everybody.
+    match Socket::connect(&socket) {
         Ok(_) => Ok(Some(socket)),
         // Asked for by name, it must be there.
         Err(error) if arguments.socket.is_some() => Err(error.into()),

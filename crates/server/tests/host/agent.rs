@@ -17,6 +17,7 @@ use numerge_protocol::{
 };
 
 use crate::bed::{CONTROL, page_of};
+use crate::liar;
 
 /// What the agent answers when it is asked to merge.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ enum Manner {
     Honest,
     /// Carries it out, and says so when told to.
     Slow,
+    /// The same when it is asked to unmerge.
+    SlowToUnmerge,
     /// Says something about fewer pages.
     Short,
     /// Says something about more pages.
@@ -52,7 +55,9 @@ struct State {
     manner: Manner,
     /// What has become of the connection.
     news: String,
-    kept_back: Vec<(Sequence, Vec<OutcomeRun>)>,
+    kept_back: Vec<(Sequence, Answer<'static>)>,
+    /// Pages that it was asked to unmerge.
+    unmerged: u64,
 }
 
 fn range(span: Span) -> Range<Vpn> {
@@ -124,7 +129,14 @@ impl Agent {
                     Ok(()) => Unmerged::Done,
                     Err(_) => Unmerged::OutOfMemory,
                 };
-                self.done(*sequence, Answer::Unmerged(result));
+                state.unmerged +=
+                    ranges.iter().map(|range| range.end.0 - range.start.0).sum::<u64>();
+                let answer = Answer::Unmerged(result);
+                if state.manner == Manner::SlowToUnmerge {
+                    state.kept_back.push((*sequence, answer));
+                } else {
+                    self.done(*sequence, answer);
+                }
             }
             ToClient::Mappings { sequence } => {
                 self.done(*sequence, Answer::Mappings { used: 100, limit: 65530 });
@@ -140,7 +152,7 @@ impl Agent {
         let pages: u32 = runs.iter().map(|run| u32::try_from(run.span.pages).unwrap()).sum();
         let all = |pages| vec![OutcomeRun { outcome: protocol::Outcome::Merged, pages }];
         match state.manner {
-            Manner::Honest | Manner::Slow => {}
+            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge => {}
             Manner::Short => return self.done(sequence, merged(all(pages + 1))),
             Manner::Long => return self.done(sequence, merged(all((pages - 1).max(1) + 5))),
             Manner::Unasked => return self.done(Sequence(sequence.0 + 1000), merged(all(pages))),
@@ -156,7 +168,7 @@ impl Agent {
         self.memory.merge(&runs, &mut outcomes);
         outcomes.into_iter().for_each(|outcome| OutcomeRun::push(&mut told, to_protocol(outcome)));
         if state.manner == Manner::Slow {
-            state.kept_back.push((sequence, told));
+            state.kept_back.push((sequence, merged(told)));
         } else {
             self.done(sequence, merged(told));
         }
@@ -211,6 +223,17 @@ fn map(at: usize, pages: u64) -> usize {
     start.expose_provenance()
 }
 
+fn unmap(start: usize, pages: u64) {
+    let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;
+    // SAFETY: a mapping that this process made and uses no more.
+    unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), bytes) };
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let bytes = (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16));
+    bytes.map(Result::unwrap).collect()
+}
+
 fn page_pointer(start: usize, page: u64) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(start + usize::try_from(page).unwrap() * PAGE_SIZE)
 }
@@ -261,16 +284,30 @@ fn client_process() {
             std::process::exit(0);
         }
         let words: Vec<&str> = line.split_whitespace().collect();
-        let answer = if words[0] == "connect" {
-            match connect(Path::new(words[1]), words.get(2).copied(), words.get(3).copied()) {
-                Ok(connected) => {
-                    agent = Some(connected);
-                    "welcome".into()
+        let answer = match words[0] {
+            "connect" => {
+                match connect(Path::new(words[1]), words.get(2).copied(), words.get(3).copied()) {
+                    Ok(connected) => {
+                        agent = Some(connected);
+                        "welcome".into()
+                    }
+                    Err(why) => why,
                 }
-                Err(why) => why,
             }
-        } else {
-            agent.as_ref().unwrap().obey(&words)
+            // lie SOCKET WELCOME BYTES, in hexadecimal.
+            "lie" => liar::lie(Path::new(words[1]), words[2] == "true", &from_hex(words[3])),
+            // babble SOCKET PAGES FIRST STEP SEED COUNT: with memory as "map" makes it.
+            "babble" => {
+                let number = |at: usize| words[at].parse::<u64>().unwrap();
+                let (start, pages) = (map(0, number(2)), number(2));
+                (0..pages).for_each(|page| write(start, page, number(3) + page * number(4)));
+                let memory = (vpns(start, 0..1).start.0, pages);
+                let said = liar::babble(Path::new(words[1]), memory, number(5), number(6));
+                (0..pages).for_each(|page| assert!(has(start, page, number(3) + page * number(4))));
+                unmap(start, pages);
+                said.to_string()
+            }
+            _ => agent.as_ref().unwrap().obey(&words),
         };
         writeln!(control.get_mut(), "{answer}").unwrap();
     }
@@ -294,7 +331,12 @@ fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<A
     }
     let view = Arc::new(FrameView::default());
     let memory = ProcessMemory::new(view.clone()).unwrap();
-    let state = State { manner: Manner::Honest, news: "connected".into(), kept_back: Vec::new() };
+    let state = State {
+        manner: Manner::Honest,
+        news: "connected".into(),
+        kept_back: Vec::new(),
+        unmerged: 0,
+    };
     let agent = Arc::new(Agent { memory, view, socket, state: Mutex::new(state) });
     let serving = Arc::clone(&agent);
     std::thread::spawn(move || serving.serve());
@@ -414,6 +456,7 @@ impl Agent {
                 self.state.lock().unwrap().manner = match words[1] {
                     "honest" => Manner::Honest,
                     "slow" => Manner::Slow,
+                    "slow-to-unmerge" => Manner::SlowToUnmerge,
                     "short" => Manner::Short,
                     "long" => Manner::Long,
                     "unasked" => Manner::Unasked,
@@ -425,11 +468,12 @@ impl Agent {
                 };
                 "ok".into()
             }
+            "unmerged" => self.state.lock().unwrap().unmerged.to_string(),
             "kept-back" => self.state.lock().unwrap().kept_back.len().to_string(),
             "answer" => {
                 let mut state = self.state.lock().unwrap();
-                for (sequence, told) in std::mem::take(&mut state.kept_back) {
-                    self.done(sequence, merged(told));
+                for (sequence, answer) in std::mem::take(&mut state.kept_back) {
+                    self.done(sequence, answer);
                 }
                 "ok".into()
             }
@@ -438,6 +482,39 @@ impl Agent {
                 self.leave();
                 self.say(&ToEngine::Bye);
                 "ok".into()
+            }
+            // Ends, and keeps all mapped as it is.
+            "bye-as-is" => {
+                self.say(&ToEngine::Bye);
+                "ok".into()
+            }
+            // A region is gone, it says, and keeps it mapped as it is.
+            "gone-as-is" => {
+                let (start, pages) = region(words[1]);
+                self.say(&ToEngine::Gone { span: span(&vpns(start, 0..pages)) });
+                "ok".into()
+            }
+            // Maps pages of the first file of frames that nobody asked it to, to be read; gives the
+            // region's number.
+            "map-frames" => {
+                let pages = number(1);
+                let fds = std::fs::read_dir("/proc/self/fd").unwrap().map(|fd| fd.unwrap().path());
+                let is_frames = |fd: &PathBuf| {
+                    let file = std::fs::read_link(fd).unwrap_or_default();
+                    file.to_string_lossy().contains("numerge-frames")
+                };
+                let fd = fds.into_iter().find(is_frames).unwrap();
+                let fd: libc::c_int = fd.file_name().unwrap().to_str().unwrap().parse().unwrap();
+                let bytes = usize::try_from(pages).unwrap() * PAGE_SIZE;
+                // SAFETY: a new mapping of a file.
+                let start = unsafe {
+                    let (read, private) = (libc::PROT_READ, libc::MAP_PRIVATE);
+                    libc::mmap(std::ptr::null_mut(), bytes, read, private, fd, 0)
+                };
+                assert_ne!(start, libc::MAP_FAILED);
+                let mut regions = REGIONS.lock().unwrap();
+                regions.push((start.expose_provenance(), pages));
+                (regions.len() - 1).to_string()
             }
             "hang-up" => {
                 rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both).unwrap();

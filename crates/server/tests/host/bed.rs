@@ -5,6 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use numerge_engine::Knob;
@@ -39,6 +41,7 @@ impl Bed {
             }
             Err(error) => panic!("{error}"),
         }
+        note_panics();
         let dir = tempfile::tempdir().unwrap();
         let server = Server::bind(&dir.path().join("engine"), options).unwrap();
         server.set(Knob::PagesToScan, 4096).unwrap();
@@ -87,6 +90,13 @@ impl Bed {
         client
     }
 
+    /// Clients with equal memory, page n with content n + 1, all of it merged.
+    pub(crate) fn merged_clients<const N: usize>(&self, pages: u64) -> [Client; N] {
+        let clients = [(); N].map(|()| self.client_with(pages, 1, 1));
+        self.until_merged(pages, pages * (N as u64 - 1));
+        clients
+    }
+
     /// Waits until as many frames are in use, and as many pages saved.
     pub(crate) fn until_merged(&self, shared: u64, sharing: u64) {
         let counts = || {
@@ -113,13 +123,37 @@ impl Bed {
         self.no_errors_but(|error| matches!(error, MemoryError::NoAnswer));
     }
 
+    /// A liar's memory can't be unmerged where it says so.
+    pub(crate) fn no_errors_but_a_liars(&self) {
+        self.no_errors_but(|error| !matches!(error, MemoryError::NotMergeable(_)));
+    }
+
     fn no_errors_but(&self, is_allowed: impl Fn(&MemoryError) -> bool) {
+        // Of any server of this test process.
+        assert_eq!(PANICS.load(Ordering::SeqCst), 0, "a thread of a server has panicked");
         for domain in self.server.domains() {
             let mut errors = domain.engine().take_errors();
             errors.retain(|error| !is_allowed(error));
             assert!(errors.is_empty(), "{errors:?}");
         }
     }
+}
+
+/// Panics in threads of servers.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+/// Has them counted, for nobody waits for these threads' results.
+fn note_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("numerge-")) {
+                PANICS.fetch_add(1, Ordering::SeqCst);
+            }
+            before(info);
+        }));
+    });
 }
 
 /// A client process. Killed when dropped.

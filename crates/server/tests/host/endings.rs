@@ -22,9 +22,7 @@ fn assert_whole(clients: &mut [Client]) {
 #[test]
 fn s5_3_a_killed_client_leaves_nothing() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut others = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, 2 * PAGES);
+    let [mut one, mut others @ ..] = bed.merged_clients::<3>(PAGES);
     one.kill();
     client_count(&bed, 2);
     bed.until_merged(PAGES, PAGES);
@@ -88,8 +86,7 @@ fn s6_a_stopped_client_holds_nobody_up() {
 #[test]
 fn s5_2_run_2_reports_a_client_that_does_not_answer() {
     let Some(bed) = Bed::new() else { return };
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     clients[0].signal(libc::SIGSTOP);
     let failed = bed.server.set(Knob::Run, 2).unwrap_err();
     assert!(failed.to_string().contains("does not answer"), "{failed}");
@@ -102,6 +99,35 @@ fn s5_2_run_2_reports_a_client_that_does_not_answer() {
     bed.server.set(Knob::Run, 1).unwrap();
     bed.until_merged(PAGES, PAGES);
     assert_whole(&mut clients);
+}
+
+/// An engine that is unmerging waits for no client: answers that come later count all the same.
+#[test]
+fn s5_2_run_2_asks_once_and_takes_late_answers() {
+    let Some(bed) = Bed::new() else { return };
+    let [mut slow, mut other] = bed.merged_clients(PAGES);
+    slow.ask("manner slow-to-unmerge");
+    std::thread::scope(|scope| {
+        let unmerging = scope.spawn(|| while bed.server.set(Knob::Run, 2).is_err() {});
+        for region in 1.. {
+            if unmerging.is_finished() {
+                break;
+            }
+            assert!(region < 10_000, "asked again and again");
+            if slow.ask("kept-back") != "0" {
+                // Meanwhile the engine is there for others.
+                other.ask(&format!("say-register {region} 1000 10"));
+                other.ask(&format!("unregister {region}"));
+                other.until_news(&format!("unregistered {region} None"));
+                slow.ask("answer");
+            }
+        }
+    });
+    assert_eq!(bed.server.counters().pages_shared, 0);
+    assert_eq!(slow.ask("unmerged"), PAGES.to_string(), "asked more than once");
+    assert_eq!(other.ask("unmerged"), PAGES.to_string(), "asked more than once");
+    assert_whole(&mut [slow, other]);
+    bed.no_errors();
 }
 
 #[test]
@@ -126,9 +152,7 @@ fn s5_3_a_client_stopped_and_killed_while_it_is_asked() {
 #[test]
 fn s1_1_a_forks_child_keeps_what_its_parent_gave_up() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     let child = one.ask("fork 0 1 1");
     // All frames are given up, and others are taken.
     bed.server.set(Knob::Run, 2).unwrap();
@@ -151,9 +175,7 @@ fn s1_1_a_forks_child_keeps_what_its_parent_gave_up() {
 #[test]
 fn s5_3_a_killed_client_whose_child_holds_the_connection_open() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     let orphan: libc::pid_t = one.ask("fork-orphan").parse().unwrap();
     one.kill();
     client_count(&bed, 1);
@@ -169,9 +191,7 @@ fn s5_3_a_killed_client_whose_child_holds_the_connection_open() {
 #[test]
 fn s1_1_who_hangs_up_and_lives_keeps_its_memory() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     one.ask("hang-up");
     client_count(&bed, 1);
     bed.until_merged(PAGES, 0);
@@ -241,8 +261,7 @@ fn s5_3_pages_gone_while_they_are_asked_about() {
 #[test]
 fn s1_1_the_servers_end_with_all_kept() {
     let Some(bed) = Bed::new() else { return };
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     let dir = bed.into_dir(|server| assert_eq!(server.shut_down(true), 0));
     for client in &mut clients {
         client.until_news("left true");
@@ -256,8 +275,7 @@ fn s1_1_the_servers_end_with_all_kept() {
 #[test]
 fn s1_1_the_servers_end_with_nothing_kept() {
     let Some(bed) = Bed::new() else { return };
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     let dir = bed.into_dir(|server| assert_eq!(server.shut_down(false), 0));
     for client in &mut clients {
         client.until_news("left false");
@@ -273,8 +291,7 @@ fn s1_1_the_servers_end_with_nothing_kept() {
 #[test]
 fn s6_the_servers_end_with_a_client_stopped() {
     let Some(bed) = Bed::new() else { return };
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     clients[0].signal(libc::SIGSTOP);
     let dir = bed.into_dir(|server| assert_eq!(server.shut_down(false), 1));
     clients[0].signal(libc::SIGCONT);

@@ -4,6 +4,10 @@
 mod agent;
 mod bed;
 mod endings;
+mod keepers;
+mod liar;
+mod lies;
 mod merging;
+mod random;
 mod strangers;
 mod torture;

@@ -9,8 +9,7 @@ const PAGES: u64 = 200;
 #[test]
 fn s1_1_equal_pages_of_two_processes_are_one() {
     let Some(bed) = Bed::new() else { return };
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     let frames = clients.each_mut().map(|client| client.frames(0, PAGES));
     if frames[0][0] == 0 {
         println!("SKIPPED in part: no right to see page frame numbers");
@@ -31,9 +30,7 @@ fn s1_1_equal_pages_of_two_processes_are_one() {
 #[test]
 fn s3_6_a_page_written_to_is_the_writers_own_and_is_merged_again() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     one.ask("write 0 7 4444");
     assert_eq!(one.ask("wrong 0 1 1"), "1");
     assert_eq!(other.ask("wrong 0 1 1"), "0");
@@ -48,8 +45,7 @@ fn s3_6_a_page_written_to_is_the_writers_own_and_is_merged_again() {
 #[test]
 fn s5_1_run_2_gives_all_clients_their_own_memory() {
     let Some(bed) = Bed::new() else { return };
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     bed.server.set(Knob::Run, 2).unwrap();
     let counters = bed.server.counters();
     assert_eq!((counters.pages_shared, counters.pages_sharing), (0, 0));
@@ -79,9 +75,7 @@ fn s5_5_the_worked_figures_over_several_processes() {
 #[test]
 fn s5_3_pages_replaced_are_forgotten_and_what_is_there_instead_is_merged() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     one.ask("replace 0 50 150 77777 1");
     // The other's pages have no partners now, but keep their frames; the new ones share one.
     bed.until_merged(PAGES + 1, PAGES - 100 + 99);
@@ -98,9 +92,7 @@ fn s5_3_pages_replaced_are_forgotten_and_what_is_there_instead_is_merged() {
 #[test]
 fn s5_3_a_region_unregistered_is_the_clients_own() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     one.ask("unregister 0");
     one.until_news("unregistered 0 None");
     let counters = bed.server.counters();
@@ -116,9 +108,7 @@ fn s5_3_a_region_unregistered_is_the_clients_own() {
 #[test]
 fn s5_3_a_client_that_says_goodbye_leaves_nothing() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client_with(PAGES, 1, 1);
-    let mut other = bed.client_with(PAGES, 1, 1);
-    bed.until_merged(PAGES, PAGES);
+    let [mut one, mut other] = bed.merged_clients(PAGES);
     one.ask("bye");
     until(|| bed.server.client_count() == 1, || "the client is there still".into());
     bed.until_merged(PAGES, 0);

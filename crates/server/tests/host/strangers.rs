@@ -122,8 +122,7 @@ fn s6_a_client_that_registers_what_it_does_not_have_harms_nobody() {
     liar.ask("say-gone 500 400000");
     liar.ask("say-gone 0 68719476736");
     liar.ask("say-register 3 4096 100");
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     for client in &mut clients {
         assert_eq!(client.ask("wrong 0 1 1"), "0");
     }
@@ -198,8 +197,7 @@ fn s6_a_client_that_refuses_is_left_alone() {
     refuser.ask(&format!("map {PAGES} 1 1"));
     refuser.ask("manner refuse");
     refuser.ask("register 0");
-    let mut clients = [bed.client_with(PAGES, 1, 1), bed.client_with(PAGES, 1, 1)];
-    bed.until_merged(PAGES, PAGES);
+    let mut clients = bed.merged_clients::<2>(PAGES);
     refuser.ask("manner honest");
     // Tried again after some passes.
     bed.until_merged(PAGES, 2 * PAGES);

@@ -1,0 +1,118 @@
+//! `numerge daemon`: one engine for the programs of a host.
+
+mod config;
+mod passed;
+mod user;
+
+use std::error::Error;
+use std::fs;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use numerge::default_socket;
+use numerge_server::Options;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::iterator::Signals;
+
+use crate::host::{Host, Setting, Sockets};
+use passed::Passed;
+
+/// What becomes of merged pages when the daemon ends.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AtEnd {
+    /// They stay merged, for the next daemon to take over
+    Keep,
+    /// Their programs get memory of their own again
+    Unmerge,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Why the daemon can't go on
+    Error,
+    /// Clients that are turned away, or do not answer; what runs out
+    Warn,
+    /// Beginning and end, clients that come and go, knobs that are set
+    Info,
+    /// How unmerging gets on
+    Debug,
+}
+
+impl From<Level> for tracing::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::ERROR,
+            Level::Warn => Self::WARN,
+            Level::Info => Self::INFO,
+            Level::Debug => Self::DEBUG,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Where agents connect [default: NUMERGE_SOCKET, or /run/numerge/numerge.sock for root]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Who may be in which security domain: a TOML file, see the README
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Started as root, becomes this user, who must be nobody else's, once the sockets are there
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Sets a knob; may be repeated
+    #[arg(long = "set", value_name = "KNOB=VALUE")]
+    settings: Vec<Setting>,
+    /// What is logged, on standard error: this and what matters more
+    #[arg(long, value_enum, default_value_t = Level::Info)]
+    log: Level,
+    /// What becomes of merged pages on SIGTERM
+    #[arg(long, value_enum, default_value_t = AtEnd::Unmerge)]
+    at_end: AtEnd,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let passed = Passed::take()?;
+    let level: tracing::Level = arguments.log.into();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(level)
+        .init();
+    // What would take a file beyond its limit is an error, as for whoever can't be served.
+    // SAFETY: a handler that does nothing is safe whenever it runs.
+    unsafe { signal_hook::low_level::register(SIGXFSZ, || {}) }?;
+    // Before anybody can be served: a signal that comes now is not lost.
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let user = arguments.user.as_deref().map(user::find).transpose()?;
+    let socket = arguments.socket.clone().unwrap_or_else(default_socket);
+    let mut options = Options::default();
+    if let Some(path) = &arguments.config {
+        options.domains = config::read(path)?;
+    }
+    if let Some(directory) = socket.parent().filter(|place| !place.as_os_str().is_empty()) {
+        fs::create_dir_all(directory)
+            .map_err(|error| format!("can't make {}: {error}", directory.display()))?;
+    }
+    let sockets = Sockets::bind(&socket, passed.agents, passed.control, &options)?;
+    user::raise_descriptor_limit();
+    if let Some(user) = &user {
+        user::become_user(user)?;
+        // Its files are that user's, and who owns a file may allow himself to write to it.
+        options.unserved_user = Some(user.uid.as_raw());
+    }
+    user::hide()?;
+    let host = Host::start(sockets, options, &arguments.settings)?;
+    tracing::info!(socket = %socket.display(), uid = rustix::process::geteuid().as_raw(), "listening");
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!(signal, "ending");
+    }
+    let silent = host.shut_down(arguments.at_end == AtEnd::Keep);
+    if silent > 0 {
+        tracing::warn!(clients = silent, "did not answer; what they have merged stays so");
+    }
+    Ok(())
+}

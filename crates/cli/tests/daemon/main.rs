@@ -1,0 +1,10 @@
+//! The program `numerge daemon`, with programs of several users below `numerge run`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bed;
+mod endings;
+mod hostile;
+mod limits;
+mod systemd;
+mod users;

@@ -1,0 +1,128 @@
+//! The units, and sockets that are passed as systemd passes them.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use numerge::control::path_beside;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::bed::{Bed, By, Program};
+
+const PAGES: u64 = 200;
+const UNITS: [&str; 3] = ["numerge.service", "numerge.socket", "numerge-control.socket"];
+/// Of 100; systemd-analyze(1) calls what is below 20 "OK" or better.
+const MOST_EXPOSED: &str = "--threshold=19";
+
+fn are_merged(bed: &Bed, daemon: &crate::bed::Daemon) {
+    let mut programs = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 1));
+    daemon.until_merged(PAGES, PAGES);
+    programs.iter_mut().for_each(Program::is_whole);
+}
+
+#[test]
+fn the_units_are_sound_and_grant_little() {
+    let scratch = tempfile::tempdir().unwrap();
+    let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/systemd");
+    for unit in UNITS {
+        let text = fs::read_to_string(units.join(unit)).unwrap();
+        // Where it is installed it is not now.
+        let text = text.replace("/usr/bin/numerge", env!("CARGO_BIN_EXE_numerge"));
+        fs::write(scratch.path().join(unit), text).unwrap();
+    }
+    let analyze = |arguments: &[&str], units: &[&str]| {
+        let mut command = Command::new("systemd-analyze");
+        command.args(arguments).args(units.iter().map(|unit| scratch.path().join(unit)));
+        let output = command.output().expect("systemd-analyze, which tools/setup installs");
+        let said =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert!(output.status.success(), "{arguments:?}: {said:?}");
+        said
+    };
+    let [_, complaints] = analyze(&["verify"], &UNITS);
+    assert!(!complaints.contains("numerge"), "{complaints}");
+    analyze(&["security", "--offline=true", MOST_EXPOSED], &UNITS[..1]);
+}
+
+#[test]
+fn a_daemon_is_started_by_the_first_program() {
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon_command(&[]);
+    let mut command = Command::new("systemd-socket-activate");
+    command.args(["--seqpacket", "--listen"]).arg(bed.socket());
+    command.arg(daemon.get_program()).args(daemon.get_args());
+    // Is there as soon as somebody connects: until then there is nobody to be asked.
+    let knock = std::thread::spawn({
+        let socket = bed.socket();
+        move || while numerge_server::Socket::connect(&socket).is_err() {}
+    });
+    let daemon = bed.start(command);
+    knock.join().unwrap();
+    are_merged(&bed, &daemon);
+    daemon.end();
+    assert!(bed.socket().exists(), "it was not the daemon's to remove");
+}
+
+fn listening(path: &Path, kind: SocketType) -> OwnedFd {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    rustix::net::listen(&socket, 16).unwrap();
+    socket
+}
+
+/// Has a command started with these descriptors as 3 and so on, and told so.
+fn pass(command: &Command, sockets: &[&OwnedFd]) -> Command {
+    let mut passing = Command::new("sh");
+    // The number is that of the process that executes the daemon.
+    passing.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]);
+    passing.arg(command.get_program()).args(command.get_args());
+    passing.env("LISTEN_FDS", sockets.len().to_string());
+    let sockets: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
+    // SAFETY: dup2 and fcntl may be called between fork and exec. What is overwritten is the child's
+    // copy of descriptors that it executes nothing by; those to be copied are out of the way first.
+    unsafe {
+        passing.pre_exec(move || {
+            for (socket, number) in sockets.iter().zip(3..) {
+                let away = libc::fcntl(*socket, libc::F_DUPFD_CLOEXEC, 100);
+                if away < 0 || libc::dup2(away, number) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    passing
+}
+
+#[test]
+fn both_sockets_can_be_passed_in_any_order_and_outlive_the_daemon() {
+    let Some(bed) = Bed::new() else { return };
+    let agents = listening(&bed.socket(), SocketType::SEQPACKET);
+    let control = listening(&path_beside(&bed.socket()), SocketType::STREAM);
+    for sockets in [[&agents, &control], [&control, &agents]] {
+        let daemon = bed.start(pass(&bed.daemon_command(&[]), &sockets));
+        are_merged(&bed, &daemon);
+        daemon.end();
+        assert!(bed.socket().exists() && path_beside(&bed.socket()).exists());
+    }
+}
+
+#[test]
+fn what_can_not_be_passed_is_refused() {
+    let Some(bed) = Bed::new() else { return };
+    let agents = listening(&bed.socket(), SocketType::SEQPACKET);
+    let other = listening(&bed.path("other"), SocketType::SEQPACKET);
+    let file: OwnedFd = fs::File::open("/dev/null").unwrap().into();
+    for (sockets, why) in [
+        (&[&agents, &other][..], "two sockets of one type"),
+        (&[&file], "descriptor 3"),
+        (&[&agents; 3], "LISTEN_FDS=3: 0 to 2"),
+    ] {
+        let output = pass(&bed.daemon_command(&[]), sockets).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(why), "{error}");
+    }
+}

@@ -1,0 +1,301 @@
+//! What is common to all of a server's threads: who is connected, which domains there are, and whether it
+//! is ending.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::num::NonZero;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use numerge_engine::machine::MemoryError;
+use numerge_engine::{Knob, KnobError, UnmergeError};
+use numerge_protocol::{Reason, Socket};
+use numerge_topology::Topology;
+use parking_lot::{Condvar, Mutex};
+use rustix::event::EventfdFlags;
+
+use crate::chatter::Chatter;
+use crate::client::Client;
+use crate::domain::{Domain, DomainId};
+use crate::memory::Answers;
+use crate::options::Options;
+use crate::rejection::Rejection;
+
+/// Least time between two looks at who maps frames that are to be given back; and it is at most this
+/// share of the time that is spent on it.
+const SETTLE_EVERY: Duration = Duration::from_millis(100);
+const SETTLE_SHARE: u32 = 20;
+
+/// Times that unmerging all is tried when clients had not answered yet. Each time some of it gets done.
+const UNMERGE_TRIES: u32 = 1 << 20;
+
+/// What is common to all of a server's threads.
+pub(crate) struct Host {
+    pub(crate) options: Options,
+    chatter: Chatter,
+    topology: Arc<Topology>,
+    domains: Mutex<Registry>,
+    /// By number.
+    clients: Mutex<BTreeMap<u64, Connection>>,
+    /// A client is no more.
+    left: Condvar,
+    stopping: Mutex<bool>,
+    stopped: Condvar,
+    /// Readable once the server stops.
+    stop: OwnedFd,
+}
+
+/// Who is connected.
+struct Connection {
+    user: u32,
+    /// None until it is welcome.
+    client: Option<Arc<Client>>,
+}
+
+/// Domains, and what was set for all.
+#[derive(Default)]
+struct Registry {
+    domains: BTreeMap<DomainId, Arc<Domain>>,
+    settings: BTreeMap<Knob, u64>,
+}
+
+impl Host {
+    pub(crate) fn new(options: Options, topology: Arc<Topology>) -> io::Result<Self> {
+        Ok(Self {
+            options,
+            chatter: Chatter::default(),
+            topology,
+            domains: Mutex::default(),
+            clients: Mutex::default(),
+            left: Condvar::new(),
+            stopping: Mutex::new(false),
+            stopped: Condvar::new(),
+            stop: rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?,
+        })
+    }
+
+    // Domains.
+
+    pub(crate) fn all_domains(&self) -> Vec<Arc<Domain>> {
+        self.domains.lock().domains.values().cloned().collect()
+    }
+
+    /// Lets go of all domains, where nobody is served any more.
+    pub(crate) fn forget_domains(&self) {
+        self.domains.lock().domains.clear();
+    }
+
+    /// A knob as it was set for all domains.
+    pub(crate) fn knob(&self, knob: Knob) -> u64 {
+        let set = self.domains.lock().settings.get(&knob).copied();
+        set.unwrap_or_else(|| knob.default_value())
+    }
+
+    /// Sets a knob for all domains: see [`crate::Server::set`].
+    pub(crate) fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
+        knob.check(value)?;
+        let (before, domains) = {
+            let mut registry = self.domains.lock();
+            let before = registry.settings.insert(knob, value);
+            (before, registry.domains.values().cloned().collect::<Vec<_>>())
+        };
+        let before = before.unwrap_or_else(|| knob.default_value());
+        tracing::debug!(%knob, value, "to be set");
+        let mut failed = Ok(());
+        for domain in &domains {
+            let done = self.set_in(domain, knob, value);
+            if done.is_err() && failed.is_ok() {
+                failed = done;
+                // Each domain is unmerged as far as it goes.
+                if !matches!((knob, value), (Knob::Run, 2)) {
+                    break;
+                }
+            }
+        }
+        match &failed {
+            Ok(()) => tracing::info!(%knob, value, "set"),
+            Err(error) => tracing::warn!(%knob, value, %error, "not set"),
+        }
+        if failed.is_err() {
+            let restored = if knob == Knob::Run { 0 } else { before };
+            let mut registry = self.domains.lock();
+            if registry.settings.get(&knob) == Some(&value) {
+                registry.settings.insert(knob, restored);
+                drop(registry);
+                for domain in &domains {
+                    // What has the value already is no failure, and what has not did not change.
+                    let _ = domain.engine().set(knob, restored);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Sets a knob of one domain. The engine waits for no client that does not answer at once, so that it
+    /// can't unmerge those that are busy; they are waited for here, where nobody else waits, and asked
+    /// again for as long as one of them gets on.
+    fn set_in(&self, domain: &Arc<Domain>, knob: Knob, value: u64) -> Result<(), KnobError> {
+        let mut silent = BTreeSet::new();
+        for _ in 0..UNMERGE_TRIES {
+            match domain.engine().set(knob, value) {
+                Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer))) => {}
+                done => return done,
+            }
+            let mut clients = self.all_clients();
+            clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
+            let pages_left = domain.engine().counters().pages_sharing;
+            tracing::debug!(domain = %domain.id(), pages_left, "unmerging: waits for answers");
+            let mut gets_on = false;
+            for client in clients {
+                // Once is enough for all of this.
+                if silent.contains(&client.pid) {
+                    continue;
+                }
+                match client.memory.wait_for_answers() {
+                    Answers::NoneWanted => {}
+                    Answers::All => gets_on = true,
+                    Answers::Silence => {
+                        tracing::warn!(pid = client.pid, uid = client.user, "does not answer");
+                        silent.insert(client.pid);
+                    }
+                }
+            }
+            if !gets_on || self.domains.lock().settings.get(&knob) != Some(&value) {
+                break;
+            }
+        }
+        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
+    }
+
+    /// The domain of that name, made if it is missing.
+    pub(crate) fn domain(&self, id: &DomainId) -> Result<Arc<Domain>, Rejection> {
+        let unavailable = |text: String| Rejection::new(Reason::Unavailable, text);
+        let mut registry = self.domains.lock();
+        if let Some(domain) = registry.domains.get(id) {
+            return Ok(Arc::clone(domain));
+        }
+        if registry.domains.len() >= self.options.quotas.domains {
+            let idle = registry.domains.iter().find(|(_, domain)| Arc::strong_count(domain) == 1);
+            let idle = idle.map(|(id, _)| id.clone());
+            let idle =
+                idle.ok_or_else(|| unavailable("as many security domains as allowed".into()))?;
+            registry.domains.remove(&idle);
+        }
+        let domain = Domain::new(id.clone(), &self.topology, self.options.engine.clone())
+            .map_err(|error| unavailable(error.to_string()))?;
+        for (&knob, &value) in &registry.settings {
+            domain.engine().set(knob, value).map_err(|error| unavailable(error.to_string()))?;
+        }
+        let domain = Arc::new(domain);
+        registry.domains.insert(id.clone(), Arc::clone(&domain));
+        Ok(domain)
+    }
+
+    // What is said in the log.
+
+    /// Has something said that a user's client has caused, if it may say so much; `say` is told how
+    /// much was not said before.
+    pub(crate) fn on_behalf_of(&self, user: u32, say: impl FnOnce(u64)) {
+        if let Some(unsaid) = self.chatter.may_say(user) {
+            say(unsaid);
+        }
+    }
+
+    /// Logs that a client is turned away.
+    pub(crate) fn log_rejected(&self, socket: &Socket, rejection: &Rejection) {
+        let Ok(peer) = socket.peer() else { return };
+        let Rejection { reason, text } = rejection;
+        let pid = peer.pid.map_or(0, NonZero::get);
+        self.on_behalf_of(peer.uid, |unsaid| {
+            tracing::warn!(pid, uid = peer.uid, ?reason, unsaid, "turned away: {text}");
+        });
+    }
+
+    // Clients.
+
+    pub(crate) fn all_clients(&self) -> Vec<Arc<Client>> {
+        self.clients.lock().values().filter_map(|connection| connection.client.clone()).collect()
+    }
+
+    /// How many there are, those that have not introduced themselves included.
+    pub(crate) fn client_count(&self) -> usize {
+        self.clients.lock().len()
+    }
+
+    /// Gives another client of a user a place in the list; false if there may be no other.
+    pub(crate) fn admit(&self, number: u64, user: u32) -> bool {
+        let mut clients = self.clients.lock();
+        let quotas = &self.options.quotas;
+        let same = clients.values().filter(|connection| connection.user == user).count();
+        let is_admitted = clients.len() < quotas.clients && same < quotas.clients_of_user;
+        if is_admitted {
+            clients.insert(number, Connection { user, client: None });
+        }
+        is_admitted
+    }
+
+    /// A client has gone.
+    pub(crate) fn dismiss(&self, number: u64) {
+        let client = self.clients.lock().remove(&number);
+        // Its domain may go with it, which takes time.
+        drop(client);
+        self.left.notify_all();
+    }
+
+    /// Lists a client as served; false if the server is ending.
+    pub(crate) fn welcome(&self, number: u64, client: &Arc<Client>) -> bool {
+        // Held, so that who ends the server finds it in the list, or it is not welcome.
+        let mut clients = self.clients.lock();
+        if *self.stopping.lock() {
+            return false;
+        }
+        let connection = clients.get_mut(&number);
+        connection.is_some_and(|connection| connection.client.replace(Arc::clone(client)).is_none())
+    }
+
+    // The end.
+
+    /// Readable once the server stops.
+    pub(crate) const fn stop_signal(&self) -> &OwnedFd {
+        &self.stop
+    }
+
+    /// Waits a while; true at once when the server stops.
+    pub(crate) fn waits_to_stop(&self, most: Duration) -> bool {
+        let mut stopping = self.stopping.lock();
+        self.stopped.wait_while_for(&mut stopping, |stopping| !*stopping, most);
+        *stopping
+    }
+
+    pub(crate) fn stop(&self) {
+        {
+            let _clients = self.clients.lock();
+            *self.stopping.lock() = true;
+        }
+        self.stopped.notify_all();
+        // Fails only if it is readable already.
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits until there are no clients, and gives how many there are still.
+    pub(crate) fn wait_for_clients(&self, most: Duration) -> usize {
+        let mut clients = self.clients.lock();
+        self.left.wait_while_for(&mut clients, |clients| !clients.is_empty(), most);
+        clients.len()
+    }
+
+    /// Gives frames back that nobody maps any more, until the server stops.
+    pub(crate) fn settle(&self) {
+        let mut wait = SETTLE_EVERY;
+        while !self.waits_to_stop(wait) {
+            let began = Instant::now();
+            for domain in self.all_domains() {
+                if domain.pools().waiting_frames() > 0 {
+                    domain.pools().settle();
+                }
+            }
+            wait = SETTLE_EVERY.max(began.elapsed() * SETTLE_SHARE);
+        }
+    }
+}
