@@ -2,8 +2,7 @@
 
 use std::ffi::OsString;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use numerge_engine::machine::Vpn;
@@ -27,8 +26,6 @@ static DEPTH: AtomicU64 = AtomicU64::new(0);
 static PID: AtomicU32 = AtomicU32::new(0);
 /// Which mappings that the program makes are wanted without being asked for: see [`Unasked`].
 static UNASKED: AtomicU8 = AtomicU8::new(Unasked::None as u8);
-/// Descriptor of the connection, for a fork's child to close; -1 if there is none.
-static CONNECTION: AtomicI32 = AtomicI32::new(-1);
 
 /// Which new private anonymous mappings are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,7 +108,7 @@ pub(crate) fn begin_with(
 pub fn watch_forks() -> Result<(), String> {
     static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
     let watch = || {
-        // SAFETY: the handler lives as long as the program, and makes one system call.
+        // SAFETY: the handler lives as long as the program, and changes some words.
         let watching = unsafe { libc::pthread_atfork(None, None, Some(after_in_child)) };
         if watching != 0 {
             return Err("no memory for the handlers of forks".into());
@@ -148,12 +145,6 @@ pub(crate) fn wants_all() -> bool {
     UNASKED.load(Ordering::Relaxed) == Unasked::All as u8 // as above
 }
 
-/// The connection that a child has to close; None if there is none any more.
-pub(crate) fn set_connection(connection: Option<BorrowedFd<'_>>) {
-    let fd = connection.map_or(-1, |connection| connection.as_raw_fd());
-    CONNECTION.store(fd, Ordering::Relaxed); // read by the image of this process in a child
-}
-
 /// Makes a process by `make`, which gives 0 in the child, as fork(3) does, for a system call that runs no
 /// handlers.
 pub fn forking(make: impl FnOnce() -> isize) -> isize {
@@ -182,11 +173,7 @@ pub fn forking_elsewhere(make: impl FnOnce(fn()) -> isize) -> isize {
 
 extern "C" fn after_in_child() {
     known::after_in_child();
-    let fd = CONNECTION.swap(-1, Ordering::Relaxed); // alone in this process
-    if fd >= 0 {
-        // SAFETY: the child's copy of a descriptor whose owner, the service thread, is not here.
-        unsafe { libc::syscall(libc::SYS_close, fd) };
-    }
+    threads::after_in_child();
 }
 
 /// What a thread has that may change mappings and what is known of them.
@@ -317,22 +304,21 @@ impl Here {
         let Some(client) = self.client() else {
             return Ok(self);
         };
-        if client.memory.registered_in(&self.held, pages).is_none() {
-            return Ok(self);
+        while client.memory.registered_in(&self.held, pages).is_some() {
+            let job = client.give_back(&self.held, pages.clone());
+            drop(self);
+            let given_back = job.wait();
+            self = enter().ok_or(libc::ENOMEM)?;
+            // Freed while the lock is held, like all of the agent's memory that the program's threads free.
+            drop(job);
+            if !given_back {
+                self.note(pages);
+                return Err(libc::ENOMEM);
+            }
+            // Meanwhile another thread may have noted them, and they may be registered anew.
+            self.unnote(pages);
         }
-        let job = client.give_back(&self.held, pages.clone());
-        drop(self);
-        let given_back = job.wait();
-        let mut here = enter().ok_or(libc::ENOMEM)?;
-        client.memory.let_go_end(&here.held, pages, given_back);
-        // Freed while the lock is held, like all of the agent's memory that the program's threads free.
-        drop(job);
-        if !given_back {
-            here.note(pages);
-            return Err(libc::ENOMEM);
-        }
-        here.leave_engine(pages);
-        Ok(here)
+        Ok(self)
     }
 
     /// Puts fresh memory where pages that the process inherited are in file mappings.

@@ -8,20 +8,15 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use numerge_engine::machine::{Kind, Memory, PAGE_SIZE, Vpn};
+use numerge_engine::machine::{PAGE_SIZE, Vpn};
 use numerge_protocol::Scope;
 
 use crate::agent::{begin_with, enter};
 use crate::calls;
-use crate::client::Client;
 use crate::config::{Config, check_domain, check_socket};
 use crate::known;
 use crate::sys::{self, Answer};
-
-/// Pages that are looked at in one go for [`Status`].
-const LOOK_PAGES: u64 = 1 << 16;
 
 /// Why memory is not merged, or not given back.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +69,9 @@ pub enum Error {
 ///
 /// A fork(3) is seen, and its child has the memory merged that it registers itself. Processes made by raw
 /// system calls are to be made by [`forking`](crate::forking).
+///
+/// Where the program's first thread ends by pthread_exit(3) and others live on,
+/// [`keep_until_last`](crate::keep_until_last) is called first.
 ///
 /// The agent's threads use the program's allocator: none of its memory must be registered that it uses
 /// itself, and an allocator that has handlers of forks must have them before [`Agent::connect`].
@@ -199,7 +197,8 @@ impl Agent {
         let (client, ranges) = (here.client(), here.registered_ranges());
         drop(here);
         if let Some(client) = client {
-            ranges.iter().for_each(|pages| status.count(&client, pages));
+            let merged = client.count_merged(ranges);
+            (status.pages_merged, status.pages_of_zeros) = (merged.to_frames, merged.to_zeros);
         }
         status
     }
@@ -319,23 +318,6 @@ impl Drop for Region {
     fn drop(&mut self) {
         // What can't be given back stays as it is, and known as such.
         let _ = unregister(&self.pages);
-    }
-}
-
-impl Status {
-    fn count(&mut self, client: &Arc<Client>, pages: &Range<Vpn>) {
-        let mut at = pages.start;
-        let mut kinds = Vec::new();
-        while at < pages.end {
-            let end = at.plus(LOOK_PAGES).min(pages.end);
-            kinds.clear();
-            // What can't be looked at is not counted.
-            let _ = client.memory.kinds(at..end, &mut kinds);
-            let of = |kind| kinds.iter().filter(|found| **found == Some(kind)).count() as u64;
-            self.pages_merged += of(Kind::Frame);
-            self.pages_of_zeros += of(Kind::Zero);
-            at = end;
-        }
     }
 }
 

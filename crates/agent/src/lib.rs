@@ -31,8 +31,6 @@
 //!   `mapped`.
 //! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
 //!   from being merged.
-//! - A program that closes descriptors that are not its own ends the merging, and may find descriptors
-//!   of its own used in the agent's stead.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
 //!   (`mapped`), but its forked children only once they ask for it (`MADV_MERGEABLE`).
 
@@ -54,6 +52,7 @@ pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};
+pub use threads::keep_until_last;
 
 /// What the preload library defines, for who links the agent to find that it is there.
 pub const PRELOADED: &std::ffi::CStr = c"numerge_agent_is_preloaded";

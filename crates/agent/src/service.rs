@@ -25,6 +25,9 @@ pub(crate) fn run() {
     let Some(agent) = agent::get() else {
         return;
     };
+    if let Err(why) = threads::leave_programs_files() {
+        return complain(agent, why);
+    }
     let client = match Client::start() {
         Ok(client) => client,
         Err(why) => return complain(agent, why),
@@ -60,11 +63,8 @@ pub(crate) fn run() {
 fn attend(agent: &Agent, client: &Client) -> Result<End, SocketError> {
     let socket = Socket::connect(&agent.config.socket)?;
     socket.set_nonblocking(true)?;
-    agent::set_connection(Some(rustix::fd::AsFd::as_fd(&socket)));
     let end = Session::new(&socket, client).serve(&agent.config);
-    // Before the descriptor is closed, for a child would close another one of this number.
     if let Some(mut here) = enter() {
-        agent::set_connection(None);
         here.set_connected(false);
     }
     Ok(end)
@@ -99,7 +99,7 @@ fn complain(agent: &Agent, why: String) {
         let line =
             format!("numerge: memory of process {} is not merged: {why}\n", std::process::id());
         // There is nobody else to tell.
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        let _ = threads::programs_stderr().map(|mut file| file.write_all(line.as_bytes()));
     }
     if let Some(mut here) = enter() {
         here.problem = Some(why);

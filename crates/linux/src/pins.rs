@@ -11,6 +11,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 
 use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::net::AddressFamily;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 /// Devices that never pin a page.
 const HARMLESS_DEVICES: [&str; 9] = [
@@ -39,25 +41,31 @@ const HARMLESS_KINDS: [&str; 9] = [
 ];
 
 /// Whether any file this process has open could hold pins on its pages; true if in doubt.
+///
+/// Its files are those of its first thread: the thread that asks may have some of its own (the agent's
+/// threads do). So they are known by /proc, and what that does not tell by a copy.
 #[must_use]
 pub fn possible() -> bool {
     // Not by opendir: the C library would ask the program's malloc, whose locks may be held by a
     // thread that waits for this one (it maps memory).
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(directory) = rustix::fs::open("/proc/thread-self/fd", flags, Mode::empty()) else {
+    let Ok(directory) = rustix::fs::open("/proc/self/fd", flags, Mode::empty()) else {
         return true;
     };
     let mut room = [MaybeUninit::uninit(); 4096];
     let mut files = RawDir::new(&directory, &mut room);
+    // A first thread that has ended shows none.
+    let mut any = false;
     while let Some(file) = files.next() {
         let Ok(file) = file else { return true };
         if file.file_name() == c"." || file.file_name() == c".." {
             continue;
         }
+        any = true;
         let Some(fd) = file.file_name().to_str().ok().and_then(|name| name.parse().ok()) else {
             return true;
         };
-        let possible = match fs::read_link(format!("/proc/thread-self/fd/{fd}")) {
+        let possible = match fs::read_link(format!("/proc/self/fd/{fd}")) {
             Ok(target) => !harmless(fd, &target.to_string_lossy()),
             // Closed since it was listed.
             Err(error) => error.kind() != io::ErrorKind::NotFound,
@@ -66,7 +74,7 @@ pub fn possible() -> bool {
             return true;
         }
     }
-    false
+    !any
 }
 
 fn harmless(fd: RawFd, target: &str) -> bool {
@@ -87,26 +95,18 @@ fn harmless(fd: RawFd, target: &str) -> bool {
 
 /// Whether a socket is of a kind that pins buffers (AF_XDP), or can't be asked.
 fn socket_pins(fd: RawFd) -> bool {
-    let mut domain: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
-    // SAFETY: `domain` has room for the `len` bytes the call may write.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_DOMAIN,
-            std::ptr::from_mut(&mut domain).cast(),
-            &raw mut len,
-        )
-    };
-    result != 0 || domain == libc::AF_XDP
+    let domain = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+        .and_then(|process| rustix::process::pidfd_getfd(process, fd, PidfdGetfdFlags::empty()))
+        .and_then(rustix::net::sockopt::socket_domain);
+    domain.map_or(true, |domain| domain == AddressFamily::XDP)
 }
 
 /// Whether a file was opened with O_DIRECT, or can't be asked.
 fn direct(fd: RawFd) -> bool {
-    // SAFETY: F_GETFL reads the descriptor's flags and touches no memory.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    flags < 0 || flags & libc::O_DIRECT != 0
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| libc::c_int::from_str_radix(flags.trim(), 8).ok());
+    flags.is_none_or(|flags| flags & libc::O_DIRECT != 0)
 }
 
 #[cfg(test)]
@@ -124,5 +124,38 @@ mod tests {
         assert!(!harmless(0, "/dev/vfio/7"));
         assert!(!harmless(0, "/dev/infiniband/uverbs0"));
         assert!(!harmless(0, "anon_inode:[something new]"));
+    }
+
+    #[test]
+    fn files_are_those_of_the_program_whoever_asks() {
+        // In a process of its own: the files of this one are other tests' too.
+        // SAFETY: the child makes system calls and allocates, which the C library allows after fork().
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let open = |flags: libc::c_int| {
+                // SAFETY: opens this program's own file.
+                unsafe { libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDONLY | flags) }
+            };
+            // SAFETY: closes what was open; nothing of it is used in this process any more.
+            unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };
+            let plain = open(0);
+            let harmless = !possible();
+            let direct = open(libc::O_DIRECT);
+            let elsewhere = std::thread::spawn(|| {
+                let unshare = libc::CLOSE_RANGE_UNSHARE;
+                // SAFETY: closes this thread's copies only.
+                unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, unshare) };
+                possible()
+            });
+            let seen = elsewhere.join().is_ok_and(|seen| seen) && possible();
+            // A file system without O_DIRECT shows nothing.
+            let fine = plain >= 0 && harmless && (direct < 0 || seen);
+            // SAFETY: ends this process.
+            unsafe { libc::_exit(i32::from(!fine)) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0);
     }
 }
