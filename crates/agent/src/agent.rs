@@ -11,7 +11,6 @@ use numerge_protocol::Scope;
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::files;
 use crate::known::{self, hull};
 use crate::service;
 use crate::space::Space;
@@ -27,6 +26,7 @@ static DEPTH: AtomicU64 = AtomicU64::new(0);
 static PID: AtomicU32 = AtomicU32::new(0);
 /// Which mappings that the program makes are wanted without being asked for: see [`Unasked`].
 static UNASKED: AtomicU8 = AtomicU8::new(Unasked::None as u8);
+
 /// Which new private anonymous mappings are wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -95,7 +95,6 @@ pub(crate) fn begin_with(
         Agent { config, complains, can_start_anywhere }
     });
     if is_first {
-        threads::watch_first(first_thread_ends);
         set_unasked(agent.unasked());
     }
     Ok(is_first.then_some(agent))
@@ -109,7 +108,7 @@ pub(crate) fn begin_with(
 pub fn watch_forks() -> Result<(), String> {
     static WATCHING: OnceLock<Result<(), String>> = OnceLock::new();
     let watch = || {
-        // SAFETY: the handler lives as long as the program, and does what POSIX allows there.
+        // SAFETY: the handler lives as long as the program, and changes some words.
         let watching = unsafe { libc::pthread_atfork(None, None, Some(after_in_child)) };
         if watching != 0 {
             return Err("no memory for the handlers of forks".into());
@@ -172,17 +171,9 @@ pub fn forking_elsewhere(make: impl FnOnce(fn()) -> isize) -> isize {
     numerge_linux::forking_elsewhere(|| make(begin))
 }
 
-/// When the program's first thread ends and others live on.
-extern "C" fn first_thread_ends(_: *mut libc::c_void) {
-    files::first_ends();
-    let client = enter().and_then(|here| here.client());
-    if let Some(client) = client {
-        client.first_thread_ends();
-    }
-}
-
 extern "C" fn after_in_child() {
     known::after_in_child();
+    threads::after_in_child();
 }
 
 /// What a thread has that may change mappings and what is known of them.
@@ -313,22 +304,21 @@ impl Here {
         let Some(client) = self.client() else {
             return Ok(self);
         };
-        if client.memory.registered_in(&self.held, pages).is_none() {
-            return Ok(self);
+        while client.memory.registered_in(&self.held, pages).is_some() {
+            let job = client.give_back(&self.held, pages.clone());
+            drop(self);
+            let given_back = job.wait();
+            self = enter().ok_or(libc::ENOMEM)?;
+            // Freed while the lock is held, like all of the agent's memory that the program's threads free.
+            drop(job);
+            if !given_back {
+                self.note(pages);
+                return Err(libc::ENOMEM);
+            }
+            // Meanwhile another thread may have noted them, and they may be registered anew.
+            self.unnote(pages);
         }
-        let job = client.give_back(&self.held, pages.clone());
-        drop(self);
-        let given_back = job.wait();
-        let mut here = enter().ok_or(libc::ENOMEM)?;
-        client.memory.let_go_end(&here.held, pages, given_back);
-        // Freed while the lock is held, like all of the agent's memory that the program's threads free.
-        drop(job);
-        if !given_back {
-            here.note(pages);
-            return Err(libc::ENOMEM);
-        }
-        here.leave_engine(pages);
-        Ok(here)
+        Ok(self)
     }
 
     /// Puts fresh memory where pages that the process inherited are in file mappings.

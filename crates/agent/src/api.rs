@@ -70,6 +70,9 @@ pub enum Error {
 /// A fork(3) is seen, and its child has the memory merged that it registers itself. Processes made by raw
 /// system calls are to be made by [`forking`](crate::forking).
 ///
+/// Where the program's first thread ends by pthread_exit(3) and others live on,
+/// [`keep_until_last`](crate::keep_until_last) is called first.
+///
 /// The agent's threads use the program's allocator: none of its memory must be registered that it uses
 /// itself, and an allocator that has handlers of forks must have them before [`Agent::connect`].
 #[derive(Clone, Copy, Debug)]
@@ -194,8 +197,8 @@ impl Agent {
         let (client, ranges) = (here.client(), here.registered_ranges());
         drop(here);
         if let Some(client) = client {
-            let counted = client.count(ranges);
-            (status.pages_merged, status.pages_of_zeros) = (counted.merged, counted.zeros);
+            let merged = client.count_merged(ranges);
+            (status.pages_merged, status.pages_of_zeros) = (merged.to_frames, merged.to_zeros);
         }
         status
     }

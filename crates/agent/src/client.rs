@@ -1,8 +1,8 @@
 //! What merges this process's memory, and the thread that gives memory back for the program's threads.
 //!
 //! A thread of the program can't do that itself: while pages are frozen it must not touch them, and
-//! its stack, or its thread-local storage, may be among them. And it has another table of open files
-//! ([`crate::files`]).
+//! its stack, or its thread-local storage, may be among them. Nor has it the agent's files: see
+//! [`crate::threads`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,54 +15,45 @@ use numerge_engine::machine::{Kind, Memory, Vpn};
 use numerge_linux::{AddressSpace, FrameView, ProcessMemory};
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::files;
+use crate::agent::enter;
 use crate::reserve::Reserve;
 use crate::threads;
 
 /// Mappings given back at one time when the program lacks some.
 const RELIEF: usize = 4096;
-/// Pages that are looked at in one go.
-const LOOK_PAGES: u64 = 1 << 16;
 /// How long nothing is merged then.
 const RESPITE: Duration = Duration::from_secs(10);
+
+/// Pages that are looked at in one go to count them.
+const LOOK_PAGES: u64 = 1 << 16;
 
 /// The merging half of the agent.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) memory: ProcessMemory,
     pub(crate) frames: Arc<FrameView>,
-    /// Wakes the service thread.
+    /// Wakes the service thread; written to by the other one.
     pub(crate) wake: OwnedFd,
-    jobs: Mutex<Jobs>,
+    desk: Mutex<Desk>,
     more: Condvar,
     reserve: Mutex<Option<Reserve>>,
     short_until: Mutex<Option<Instant>>,
 }
 
-/// What the program's threads want done.
+/// What the program's threads leave for the agent's.
 #[derive(Debug, Default)]
-struct Jobs {
-    queue: VecDeque<Arc<Job>>,
+struct Desk {
+    jobs: VecDeque<Arc<Job>>,
     /// The service thread is to be woken.
-    wake: bool,
+    rings: bool,
 }
 
-/// Something to be given back, or counted.
+/// Something to be given back, or to be looked at.
 #[derive(Debug)]
 pub(crate) struct Job {
     what: What,
     result: Mutex<Option<bool>>,
-    counted: Mutex<Counted>,
     done: Condvar,
-}
-
-/// Pages by what they are.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counted {
-    /// Mapped to frames.
-    pub(crate) merged: u64,
-    /// Mapped to the machine's page of zeros.
-    pub(crate) zeros: u64,
 }
 
 #[derive(Debug)]
@@ -71,10 +62,17 @@ enum What {
     Pages(Range<Vpn>),
     /// Whatever uses up mappings.
     Mappings,
-    /// What these pages are.
-    Count(Vec<Range<Vpn>>),
-    /// The program's first thread is about to end.
-    FirstThreadEnds,
+    /// How many pages there are merged.
+    Count(Vec<Range<Vpn>>, Mutex<Merged>),
+}
+
+/// Pages that are merged.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Merged {
+    /// Mapped to frames.
+    pub(crate) to_frames: u64,
+    /// Mapped to the machine's page of zeros.
+    pub(crate) to_zeros: u64,
 }
 
 impl Client {
@@ -87,19 +85,21 @@ impl Client {
         let memory = ProcessMemory::new(frames.clone()).map_err(|error| error.to_string())?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| format!("eventfd: {error}"))?;
-        let (jobs, more) = (Mutex::default(), Condvar::new());
+        let (desk, more) = (Mutex::default(), Condvar::new());
         let reserve = Mutex::new(Reserve::new().ok());
         let short_until = Mutex::default();
-        let client = Arc::new(Self { memory, frames, wake, jobs, more, reserve, short_until });
+        let client = Arc::new(Self { memory, frames, wake, desk, more, reserve, short_until });
         let hands = Arc::clone(&client);
         threads::start("numerge-hands", move || hands.serve())
             .map_err(|error| format!("start a thread: {error}"))?;
+        // The one that reads events, which comes with the memory.
+        threads::count_other();
         Ok(client)
     }
 
-    /// Makes the service thread look for work. By another thread, which has the means.
+    /// Makes the service thread look for work.
     pub(crate) fn wake(&self) {
-        locked(&self.jobs).wake = true;
+        locked(&self.desk).rings = true;
         self.more.notify_one();
     }
 
@@ -114,80 +114,75 @@ impl Client {
         self.submit(What::Mappings)
     }
 
-    /// Counts pages, which takes a descriptor that the program's threads don't have.
-    pub(crate) fn count(&self, ranges: Vec<Range<Vpn>>) -> Counted {
-        let job = self.submit(What::Count(ranges));
+    /// How many pages of `ranges` are merged. Waits; nothing may be held that a merge wants.
+    pub(crate) fn count_merged(&self, ranges: Vec<Range<Vpn>>) -> Merged {
+        let job = self.submit(What::Count(ranges, Mutex::default()));
         job.wait();
-        *locked(&job.counted)
-    }
-
-    /// Has what is needed of the program's first thread kept.
-    pub(crate) fn first_thread_ends(&self) {
-        self.submit(What::FirstThreadEnds).wait();
+        match &job.what {
+            What::Count(_, merged) => *locked(merged),
+            _ => Merged::default(),
+        }
     }
 
     fn submit(&self, what: What) -> Arc<Job> {
-        let (result, counted, done) = (Mutex::default(), Mutex::default(), Condvar::new());
-        let job = Arc::new(Job { what, result, counted, done });
-        locked(&self.jobs).queue.push_back(Arc::clone(&job));
+        let job = Arc::new(Job { what, result: Mutex::default(), done: Condvar::new() });
+        locked(&self.desk).jobs.push_back(Arc::clone(&job));
         self.more.notify_one();
         job
     }
 
     fn serve(&self) {
         loop {
-            let mut jobs = locked(&self.jobs);
-            while jobs.queue.is_empty() && !jobs.wake {
-                jobs = self.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+            let mut desk = locked(&self.desk);
+            while desk.jobs.is_empty() && !desk.rings {
+                desk = self.more.wait(desk).unwrap_or_else(PoisonError::into_inner);
             }
-            let (job, wake) = (jobs.queue.pop_front(), std::mem::take(&mut jobs.wake));
-            drop(jobs);
-            if wake {
+            let (job, rings) = (desk.jobs.pop_front(), std::mem::take(&mut desk.rings));
+            drop(desk);
+            if rings {
                 // Fails only when it is awake already.
                 let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
             }
-            if let Some(job) = job {
-                let done = self.carry_out(&job);
-                *locked(&job.result) = Some(done);
-                job.done.notify_all();
-            }
-        }
-    }
-
-    fn carry_out(&self, job: &Job) -> bool {
-        match &job.what {
-            What::Pages(pages) => {
-                let given_back = self.memory.give_back(pages).is_ok();
-                if given_back {
-                    self.memory.untrack(pages);
+            let Some(job) = job else { continue };
+            let done = match &job.what {
+                What::Pages(pages) => {
+                    let given_back = self.memory.give_back(pages).is_ok();
+                    if let Some(mut here) = enter() {
+                        self.memory.let_go_end(&here.held, pages, given_back);
+                        if given_back {
+                            here.leave_engine(pages);
+                        }
+                    }
+                    given_back
                 }
-                given_back
-            }
-            What::Mappings => self.relieve().unwrap_or(false),
-            What::FirstThreadEnds => {
-                files::keep_standard_files();
-                true
-            }
-            What::Count(ranges) => {
-                let counted = &mut *locked(&job.counted);
-                ranges.iter().for_each(|pages| self.add_kinds(pages, counted));
-                true
-            }
+                What::Mappings => self.relieve().unwrap_or(false),
+                What::Count(ranges, merged) => {
+                    *locked(merged) = self.count(ranges);
+                    true
+                }
+            };
+            *locked(&job.result) = Some(done);
+            job.done.notify_all();
         }
     }
 
-    /// Counts what can be looked at.
-    fn add_kinds(&self, pages: &Range<Vpn>, counted: &mut Counted) {
-        let (mut at, mut kinds) = (pages.start, Vec::new());
-        while at < pages.end {
-            let end = at.plus(LOOK_PAGES).min(pages.end);
-            kinds.clear();
-            let _ = self.memory.kinds(at..end, &mut kinds);
-            let of = |kind| kinds.iter().filter(|found| **found == Some(kind)).count() as u64;
-            counted.merged += of(Kind::Frame);
-            counted.zeros += of(Kind::Zero);
-            at = end;
+    fn count(&self, ranges: &[Range<Vpn>]) -> Merged {
+        let mut merged = Merged::default();
+        let mut kinds = Vec::new();
+        for pages in ranges {
+            let mut at = pages.start;
+            while at < pages.end {
+                let end = at.plus(LOOK_PAGES).min(pages.end);
+                kinds.clear();
+                // What can't be looked at is not counted.
+                let _ = self.memory.kinds(at..end, &mut kinds);
+                let of = |kind| kinds.iter().filter(|found| **found == Some(kind)).count() as u64;
+                merged.to_frames += of(Kind::Frame);
+                merged.to_zeros += of(Kind::Zero);
+                at = end;
+            }
         }
+        merged
     }
 
     /// Gives small ranges back, if mappings are what is lacking.

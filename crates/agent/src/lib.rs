@@ -11,13 +11,12 @@
 //! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
 //! | `client` | what merges; a thread that gives memory back for the program's threads |
 //! | `service`, `session` | the thread that talks to the engine |
-//! | `files` | which keeps its files apart from the program's |
 //!
 //! Architecture invariants:
 //! - A thread of the program allocates and frees the agent's memory only while signal handlers are kept
 //!   away; and calls nothing that calls the program's malloc, for it may be that malloc that called, but
 //!   to start the service thread. Nobody calls that malloc with `AddressSpace` held.
-//! - A thread of the program never freezes pages, and uses no file of the agent's.
+//! - A thread of the program never freezes pages.
 //! - What the program's call does and what the engine is told of it happen under one lock. Calls on pages
 //!   that are not known take none, and nothing is registered while one is under way that may not have seen
 //!   that it is known by now.
@@ -40,7 +39,6 @@ mod api;
 pub mod calls;
 mod client;
 pub mod config;
-mod files;
 mod known;
 mod page_set;
 mod reserve;
@@ -54,6 +52,7 @@ pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
 pub use sys::{Answer, errno, set_errno};
+pub use threads::keep_until_last;
 
 /// What the preload library defines, for who links the agent to find that it is there.
 pub const PRELOADED: &std::ffi::CStr = c"numerge_agent_is_preloaded";

@@ -1,5 +1,6 @@
 //! The thread that goes to the engine, again and again, for as long as the process lives.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use numerge_protocol::{Socket, SocketError};
@@ -7,7 +8,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::agent::{self, Agent, enter};
 use crate::client::Client;
-use crate::files;
 use crate::session::{End, Session};
 use crate::threads;
 
@@ -25,12 +25,12 @@ pub(crate) fn run() {
     let Some(agent) = agent::get() else {
         return;
     };
-    if let Err(error) = files::leave_table() {
-        return give_up(agent, format!("close_range: {error}"));
+    if let Err(why) = threads::leave_programs_files() {
+        return complain(agent, why);
     }
     let client = match Client::start() {
         Ok(client) => client,
-        Err(why) => return give_up(agent, why),
+        Err(why) => return complain(agent, why),
     };
     if let Some(mut here) = enter() {
         here.client = Some(client.clone());
@@ -40,7 +40,7 @@ pub(crate) fn run() {
         let began = Instant::now();
         match attend(agent, &client) {
             Ok(End::ForEver(why)) => {
-                give_up(agent, why);
+                complain(agent, why);
                 loop {
                     std::thread::sleep(IDLE);
                     threads::end_with_program();
@@ -94,11 +94,12 @@ pub(crate) fn drain(client: &Client) {
 
 /// Says why nothing is merged, to who asks, and, unless the program has the agent for itself, to people: a
 /// line on standard error.
-fn give_up(agent: &Agent, why: String) {
+fn complain(agent: &Agent, why: String) {
     if agent.complains {
         let line =
             format!("numerge: memory of process {} is not merged: {why}\n", std::process::id());
-        files::complain(&line);
+        // There is nobody else to tell.
+        let _ = threads::programs_stderr().map(|mut file| file.write_all(line.as_bytes()));
     }
     if let Some(mut here) = enter() {
         here.problem = Some(why);

@@ -164,7 +164,6 @@ impl<'a> Session<'a> {
         let all = Vpn(0)..Vpn(ADDRESS_PAGES);
         let memory = &self.client.memory;
         memory.give_back(&all)?;
-        memory.untrack(&all);
         if let Some(mut here) = enter() {
             memory.let_go_end(&here.held, &all, true);
             self.client.frames.clear();
@@ -291,12 +290,8 @@ impl<'a> Session<'a> {
         here.pass_barrier(region);
         if error.is_some() {
             // Not taken, so nothing of it was merged.
-            let parts = here.drop_region(region);
-            drop(here);
-            parts.iter().for_each(|pages| self.client.memory.untrack(pages));
-            if let Some(here) = enter() {
-                let memory = &self.client.memory;
-                parts.iter().for_each(|pages| memory.let_go_end(&here.held, pages, true));
+            for pages in here.drop_region(region) {
+                self.client.memory.let_go_end(&here.held, &pages, true);
             }
         }
     }

@@ -225,23 +225,17 @@ impl ProcessMemory {
         Ok(())
     }
 
-    /// Ends the tracking of what is registered in `pages`. Who must not call this: threads of the program,
-    /// which may have another table of open files.
-    pub fn untrack(&self, pages: &Range<Vpn>) {
-        let bench = self.bench();
+    /// Ends what [`let_go_begin`](Self::let_go_begin) began: `pages` are registered no more, or, if they
+    /// could not be given back, as they were. Who must not call this: threads of the program.
+    pub fn let_go_end(&self, _space: &AddressSpace, pages: &Range<Vpn>, given_back: bool) {
+        let tables = &mut *self.tables();
+        tables.leaving.remove(pages);
         let mut at = pages.start;
-        while let Some((found, _)) = bench.tables.registered.next_in(&(at..pages.end)) {
+        while given_back && let Some((found, _)) = tables.registered.next_in(&(at..pages.end)) {
             // Fails if the range is no valid one, which it is.
             let _ = self.tracking.unregister(span(&found));
             at = found.end;
         }
-    }
-
-    /// Ends what [`let_go_begin`](Self::let_go_begin) began: `pages`, which are not tracked any more, are
-    /// registered no more, or, if they could not be given back, as they were.
-    pub fn let_go_end(&self, _space: &AddressSpace, pages: &Range<Vpn>, given_back: bool) {
-        let tables = &mut *self.tables();
-        tables.leaving.remove(pages);
         if given_back {
             tables.registered.remove(pages);
         }

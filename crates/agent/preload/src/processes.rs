@@ -104,6 +104,27 @@ pub unsafe extern "C" fn clone(
     c_int::try_from(made).unwrap_or(-1)
 }
 
+/// pthread_exit(3): see [`numerge_agent::keep_until_last`].
+///
+/// # Safety
+/// As [`_Fork`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn pthread_exit(result: *mut c_void) -> ! {
+    numerge_agent::keep_until_last();
+    let function = next(c"pthread_exit");
+    if function.is_null() {
+        // SAFETY: ends the thread, which can't go on.
+        unsafe { kernel(libc::SYS_exit, [0; 6]) };
+        std::process::abort();
+    }
+    // SAFETY: that is its type.
+    let exit: unsafe extern "C-unwind" fn(*mut c_void) -> ! =
+        unsafe { std::mem::transmute(function) };
+    // SAFETY: the program's own call, which unwinds its stack and this frame, where nothing is to be
+    // dropped.
+    unsafe { exit(result) }
+}
+
 /// pthread_attr_setstack(3): see [`calls::keep_for_thread`].
 ///
 /// # Safety

@@ -88,7 +88,11 @@ pub unsafe fn process_madvise(
 ) -> Option<Answer> {
     // The kernel takes no more.
     const MOST: usize = 1024;
-    if agent::get().is_none() || flags != 0 || count > MOST || !sys::is_this_process(process) {
+    if agent::get().is_none()
+        || flags != 0
+        || !(1..=MOST).contains(&count)
+        || !sys::is_this_process(process)
+    {
         return None;
     }
     // Which advice is for this call is the kernel's to say, which it does about no range at all.

@@ -1,5 +1,6 @@
 // Programs that are hard on whoever merges their memory, one a case. Each ends with "fine", or by status.
 #include "client.h"
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/sched.h>
 #include <pthread.h>
@@ -151,6 +152,7 @@ static void process_advice(void) {
     CHECK(self >= 0);
     struct iovec ranges[2] = {{region, 4 * PAGE}, {region + 8 * PAGE, 4 * PAGE}};
     ssize_t done = syscall(SYS_process_madvise, self, ranges, 2, MADV_DONTNEED, 0);
+    printf("%zd bytes dropped\n", done);
     if (done < 0) {
         CHECK(errno == EINVAL); // before Linux 6.13
         check(region, PAGES, 1);
@@ -418,6 +420,92 @@ static void own_stacks(void) {
     }
 }
 
+// The program closes whatever it finds open, and uses the numbers for files of its own.
+static void closes_files(void) {
+    enum { FILES = 60 };
+    CHECK(syscall(SYS_close_range, 3, ~0U, 0) == 0);
+    int files[FILES];
+    for (int n = 0; n < FILES; n++) {
+        char name[] = "/tmp/numerge-closes-XXXXXX";
+        files[n] = mkstemp(name);
+        CHECK(files[n] >= 0 && unlink(name) == 0);
+        CHECK(write(files[n], name, sizeof name) == sizeof name);
+    }
+    // No file is the program's that it has not opened.
+    CHECK(files[FILES - 1] == 3 + FILES - 1);
+    for (int round = 0; round < 5; round++) {
+        unsigned char *more = offered(PAGES, 20);
+        wait_merged(more, PAGES * PAGE);
+        CHECK(mprotect(more, 8 * PAGE, PROT_READ) == 0);
+        CHECK(mprotect(more, 8 * PAGE, PROT_READ | PROT_WRITE) == 0);
+        CHECK(madvise(more, PAGES * PAGE, MADV_UNMERGEABLE) == 0);
+        check(more, PAGES, 20);
+        CHECK(munmap(more, PAGES * PAGE) == 0);
+        in_forked_child();
+    }
+    for (int n = 0; n < FILES; n++)
+        CHECK(lseek(files[n], 0, SEEK_END) == sizeof "/tmp/numerge-closes-XXXXXX" && close(files[n]) == 0);
+    // The last writer of a pipe is gone when the program has closed it.
+    int ends[2];
+    char byte;
+    CHECK(pipe(ends) == 0);
+    CHECK(madvise(region, PAGE, MADV_UNMERGEABLE) == 0);
+    CHECK(close(ends[1]) == 0 && read(ends[0], &byte, 1) == 0);
+    check(region, PAGES, 1);
+}
+
+// The program gives up its rights.
+static void other_user(void) {
+    CHECK(setgid(65534) == 0 && setuid(65534) == 0);
+    for (int round = 0; round < 5; round++) {
+        check(region, PAGES, 1);
+        in_forked_child();
+        CHECK(madvise(region, 8 * PAGE, MADV_DONTNEED) == 0);
+        check_zeros(region, 8);
+        for (size_t n = 0; n < 8; n++)
+            fill(region + n * PAGE, 1 + n);
+        CHECK(mprotect(region + 16 * PAGE, 8 * PAGE, PROT_READ) == 0);
+        CHECK(mprotect(region + 16 * PAGE, 8 * PAGE, PROT_READ | PROT_WRITE) == 0);
+        usleep(30000);
+    }
+    CHECK(munmap(region, PAGES * PAGE) == 0);
+}
+
+// The first thread may do no more than read, write and end.
+static void strict(void) {
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    CHECK(prctl(PR_SET_SECCOMP, 1, 0, 0, 0) == 0);
+    for (int round = 0; round < 2000; round++) {
+        size_t at = round % PAGES;
+        // Into what may be merged just now.
+        if (write(ends[1], region + at * PAGE, PAGE) != (ssize_t)PAGE ||
+            read(ends[0], region + at * PAGE, PAGE) != (ssize_t)PAGE || !holds(region + at * PAGE, 1 + at % 16)) {
+            (void)!write(1, "bad\n", 4);
+            syscall(SYS_exit, 3);
+        }
+    }
+    (void)!write(1, "fine\n", 5);
+    syscall(SYS_exit, 0);
+}
+
+// Libraries come and go where memory was.
+static void libraries(void) {
+    for (int round = 0; round < 50; round++) {
+        unsigned char *more = offered(4 * PAGES, 20);
+        if (round % 10 == 0)
+            wait_merged(more, 4 * PAGES * PAGE);
+        CHECK(munmap(more, 2 * PAGES * PAGE) == 0);
+        void *library = dlopen("libm.so.6", RTLD_NOW | RTLD_LOCAL);
+        CHECK(library);
+        double (*root)(double) = (double (*)(double))dlsym(library, "sqrt");
+        CHECK(root && root(49) == 7);
+        CHECK(dlclose(library) == 0);
+        check(more + 2 * PAGES * PAGE, 2 * PAGES, 20);
+        CHECK(munmap(more + 2 * PAGES * PAGE, 2 * PAGES * PAGE) == 0);
+    }
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     static const struct {
@@ -434,6 +522,10 @@ int main(int argc, char **argv) {
         {"clone_offers", clone_offers},
         {"segments", segments},
         {"own_stacks", own_stacks},
+        {"closes_files", closes_files},
+        {"other_user", other_user},
+        {"strict", strict},
+        {"libraries", libraries},
         {"librarys_own", librarys_own},
         {"places_that_change_hands", places_that_change_hands},
     };
