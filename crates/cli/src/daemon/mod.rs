@@ -5,9 +5,10 @@ mod passed;
 mod user;
 
 use std::error::Error;
-use std::fs;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::fs::{self, Permissions};
+use std::io::{self, IsTerminal};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use numerge::default_socket;
@@ -73,13 +74,22 @@ pub(crate) struct Arguments {
     at_end: AtEnd,
 }
 
+/// Makes a directory for sockets if there is none, that programs of all users can reach them in.
+fn make_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o755))
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let passed = Passed::take()?;
     let level: tracing::Level = arguments.log.into();
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_max_level(level)
         .init();
     // What would take a file beyond its limit is an error, as for whoever can't be served.
@@ -94,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         options.domains = config::read(path)?;
     }
     if let Some(directory) = socket.parent().filter(|place| !place.as_os_str().is_empty()) {
-        fs::create_dir_all(directory)
+        make_directory(directory)
             .map_err(|error| format!("can't make {}: {error}", directory.display()))?;
     }
     let sockets = Sockets::bind(&socket, passed.agents, passed.control, &options)?;

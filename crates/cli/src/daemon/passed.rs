@@ -34,10 +34,15 @@ impl Passed {
             let place = match kind {
                 SocketType::SEQPACKET => &mut passed.agents,
                 SocketType::STREAM => &mut passed.control,
-                _ => return Err(format!("descriptor {number} {WANTED}").into()),
+                _ => {
+                    return Err(format!(
+                        "descriptor {number} that was passed is another socket: {WANTED}"
+                    )
+                    .into());
+                }
             };
             if place.replace(socket).is_some() {
-                return Err(format!("two sockets of one type were passed, but {WANTED}").into());
+                return Err(format!("two sockets of one type were passed: {WANTED}").into());
             }
         }
         Ok(passed)

@@ -111,7 +111,9 @@ fn find_daemon(arguments: &Arguments) -> Result<Option<PathBuf>, Box<dyn Error>>
     match Socket::connect(&socket) {
         Ok(_) => Ok(Some(socket)),
         // Asked for by name, it must be there.
-        Err(error) if arguments.socket.is_some() => Err(error.into()),
+        Err(error) if arguments.socket.is_some() => {
+            Err(format!("no numerge daemon answers at {}: {error}", socket.display()).into())
+        }
         Err(_) => Ok(None),
     }
 }

@@ -35,11 +35,12 @@ fn build() {
 /// The C programs of this directory.
 const PROGRAMS: [&str; 2] = ["holder", "hostile"];
 
-/// Whether this is root, as users' programs can't be started by others; says so if not.
+/// Whether this is root: others can't start programs of several users, nor look into a daemon. Says so
+/// if not.
 pub(crate) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        println!("SKIPPED: programs of several users can be started by root only");
+        println!("SKIPPED: only root can start programs of several users and look into a daemon");
     }
     is_root
 }
@@ -136,9 +137,9 @@ impl Bed {
         program
     }
 
-    /// The program that means harm, of root.
+    /// The program that means harm, as the test is run.
     pub(crate) fn hostile(&self, arguments: &[&str]) -> Program {
-        self.hostile_by(&By::user(0), arguments)
+        self.hostile_by(&By::me(), arguments)
     }
 
     /// The program that means harm.
@@ -166,6 +167,11 @@ pub(crate) struct By {
 }
 
 impl By {
+    /// As the test itself is run.
+    pub(crate) fn me() -> Self {
+        Self::user(rustix::process::geteuid().as_raw())
+    }
+
     pub(crate) fn user(user: u32) -> Self {
         Self { user, unshare: &[], domain: Vec::new(), limit: None }
     }
@@ -185,11 +191,10 @@ impl By {
     /// A command that executes what its further arguments say, as that user, who may use userfaultfd:
     /// in a mount namespace of its own the device is everybody's.
     fn command(&self, bed: &Bed) -> Command {
-        let mut command = Command::new("unshare");
-        if self.user == 0 && self.unshare.is_empty() {
-            command.arg("--mount");
-            return command;
+        if self.user == rustix::process::geteuid().as_raw() && self.unshare.is_empty() {
+            return Command::new("env");
         }
+        let mut command = Command::new("unshare");
         let device = fs::metadata("/dev/userfaultfd").unwrap();
         let minor = rustix::fs::minor(std::os::unix::fs::MetadataExt::rdev(&device));
         let major = rustix::fs::major(std::os::unix::fs::MetadataExt::rdev(&device));

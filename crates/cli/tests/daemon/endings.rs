@@ -9,7 +9,7 @@ use crate::bed::{Bed, By, Daemon, Program};
 const PAGES: u64 = 300;
 
 fn two_programs(bed: &Bed) -> [Program; 2] {
-    [(), ()].map(|()| bed.program(&By::user(0), PAGES, 1))
+    [(), ()].map(|()| bed.program(&By::me(), PAGES, 1))
 }
 
 /// Mappings of frames that the daemon's clients have.
@@ -55,7 +55,7 @@ fn s1_1_what_is_kept_goes_over_to_the_next_daemon() {
     next.until_merged(PAGES, PAGES);
     are_whole(&mut programs);
     // Both have one frame for each content still: those of the first daemon are given up.
-    let mut more = bed.program(&By::user(0), PAGES, 1);
+    let mut more = bed.program(&By::me(), PAGES, 1);
     next.until_merged(PAGES, 2 * PAGES);
     more.is_whole();
 }
@@ -110,7 +110,7 @@ fn s5_3_a_program_that_executes_another_begins_anew() {
 fn s6_a_stopped_program_holds_nobody_up() {
     let Some(bed) = Bed::new() else { return };
     let daemon = bed.daemon(&[]);
-    let mut stopped = bed.program(&By::user(0), PAGES, 1);
+    let mut stopped = bed.program(&By::me(), PAGES, 1);
     daemon.until_clients(1);
     let pid = pids(&daemon)[0];
     let signal = |signal| {
@@ -119,8 +119,8 @@ fn s6_a_stopped_program_holds_nobody_up() {
     };
     signal(Signal::STOP);
     // It is asked to merge with the first of these, and can't answer.
-    let mut like_it = bed.program(&By::user(0), PAGES, 1);
-    let mut others = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 5001));
+    let mut like_it = bed.program(&By::me(), PAGES, 1);
+    let mut others = [(), ()].map(|()| bed.program(&By::me(), PAGES, 5001));
     crate::bed::until(
         || daemon.number("pages_sharing") >= PAGES,
         || format!("the others wait: {}", daemon.status()),
@@ -130,7 +130,7 @@ fn s6_a_stopped_program_holds_nobody_up() {
     // One that ends meanwhile.
     drop(like_it);
     daemon.until_clients(3);
-    let mut like_it = bed.program(&By::user(0), PAGES, 1);
+    let mut like_it = bed.program(&By::me(), PAGES, 1);
     daemon.scan_twice();
     signal(Signal::CONT);
     daemon.until_merged(2 * PAGES, 2 * PAGES);
@@ -145,7 +145,7 @@ fn s5_2_run_2_with_a_stopped_program_holds_up_no_other_question() {
     let Some(bed) = Bed::new() else { return };
     let daemon = bed.daemon(&[]);
     let mut programs = two_programs(&bed);
-    let mut others = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 5001));
+    let mut others = [(), ()].map(|()| bed.program(&By::me(), PAGES, 5001));
     daemon.until_merged(2 * PAGES, 2 * PAGES);
     let stopped = rustix::process::Pid::from_raw(pids(&daemon)[0]).unwrap();
     rustix::process::kill_process(stopped, Signal::STOP).unwrap();

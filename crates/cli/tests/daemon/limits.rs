@@ -16,14 +16,14 @@ fn limited(bed: &Bed, limit: &str) -> crate::bed::Daemon {
 fn s6_a_daemon_without_descriptors_serves_who_is_there_and_others_later() {
     let Some(bed) = Bed::new() else { return };
     let daemon = limited(&bed, "--nofile=60");
-    let mut programs = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 1));
+    let mut programs = [(), ()].map(|()| bed.program(&By::me(), PAGES, 1));
     daemon.until_merged(PAGES, PAGES);
     let mut crowd = bed.hostile(&["crowd", "100"]);
     crowd.answer();
     until(|| bed.log().contains("Too many open files"), || bed.log());
     programs.iter_mut().for_each(Program::is_whole);
     drop(crowd);
-    let mut another = bed.program(&By::user(0), PAGES, 1);
+    let mut another = bed.program(&By::me(), PAGES, 1);
     daemon.until_merged(PAGES, 2 * PAGES);
     another.is_whole();
 }
@@ -34,7 +34,7 @@ fn s6_a_daemon_without_frames_merges_nothing_and_goes_on() {
     for limit in ["--fsize=1048576", "--as=1000000000"] {
         let Some(bed) = Bed::new() else { return };
         let daemon = limited(&bed, limit);
-        let mut programs = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 1));
+        let mut programs = [(), ()].map(|()| bed.program(&By::me(), PAGES, 1));
         until(|| daemon.number("frames_refused") > 0, || format!("{limit}: {}", daemon.status()));
         daemon.scan_twice();
         assert_eq!(daemon.number("pages_shared"), 0, "{limit}");
@@ -50,8 +50,8 @@ fn s6_a_program_without_room_goes_on_unmerged() {
     let Some(bed) = Bed::new() else { return };
     let daemon = bed.daemon(&[]);
     for limit in ["--nofile=9", "--as=100000000"] {
-        let mut poor = bed.program(&By::user(0).limited(limit), PAGES, 1);
-        let mut programs = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 1));
+        let mut poor = bed.program(&By::me().limited(limit), PAGES, 1);
+        let mut programs = [(), ()].map(|()| bed.program(&By::me(), PAGES, 1));
         until(
             || daemon.number("pages_sharing") >= PAGES,
             || format!("{limit}: {}", daemon.status()),

@@ -12,12 +12,14 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use crate::bed::{Bed, By, Program};
 
 const PAGES: u64 = 200;
+/// Where descriptors are out of the way of those they are to become.
+const AWAY: RawFd = 100;
 const UNITS: [&str; 3] = ["numerge.service", "numerge.socket", "numerge-control.socket"];
 /// Of 100; systemd-analyze(1) calls what is below 20 "OK" or better.
 const MOST_EXPOSED: &str = "--threshold=19";
 
 fn are_merged(bed: &Bed, daemon: &crate::bed::Daemon) {
-    let mut programs = [(), ()].map(|()| bed.program(&By::user(0), PAGES, 1));
+    let mut programs = [(), ()].map(|()| bed.program(&By::me(), PAGES, 1));
     daemon.until_merged(PAGES, PAGES);
     programs.iter_mut().for_each(Program::is_whole);
 }
@@ -81,17 +83,18 @@ fn pass(command: &Command, sockets: &[&OwnedFd]) -> Command {
     passing.arg(command.get_program()).args(command.get_args());
     passing.env("LISTEN_FDS", sockets.len().to_string());
     let sockets: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
-    // SAFETY: dup2 and fcntl may be called between fork and exec. What is overwritten is the child's
-    // copy of descriptors that it executes nothing by; those to be copied are out of the way first.
+    // SAFETY: dup2 and dup3 may be called between fork and exec. What is overwritten are the child's
+    // copies of descriptors that it does not need.
     unsafe {
         passing.pre_exec(move || {
-            for (socket, number) in sockets.iter().zip(3..) {
-                let away = libc::fcntl(*socket, libc::F_DUPFD_CLOEXEC, 100);
-                if away < 0 || libc::dup2(away, number) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
+            let mut done = true;
+            for (socket, away) in sockets.iter().zip(AWAY..) {
+                done &= libc::dup3(*socket, away, libc::O_CLOEXEC) >= 0;
             }
-            Ok(())
+            for (number, away) in (3..).zip(AWAY..).take(sockets.len()) {
+                done &= libc::dup2(away, number) >= 0;
+            }
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         });
     }
     passing
