@@ -148,7 +148,7 @@ fn s6_a_clients_frames_can_not_be_opened_by_other_means() {
     let status = daemon.status();
     let script = r#"
         for pid in "$@"; do
-            for fd in /proc/$pid/fd/*; do
+            for fd in /proc/$pid/task/*/fd/*; do
                 case $(readlink $fd) in
                 *numerge-frames*)
                     echo found
