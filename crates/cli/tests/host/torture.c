@@ -248,9 +248,15 @@ static void do_uring(struct arena *a, uint64_t *random) {
         entries->off = (uint64_t)from * PAGE;
         ((unsigned *)(sq + params.sq_off.array))[0] = 0;
         atomic_fetch_add((_Atomic unsigned *)(sq + params.sq_off.tail), 1);
-        while (syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
-            if (errno != EINTR) FAIL("io_uring_enter: %s", strerror(errno));
         unsigned *head = (unsigned *)(cq + params.cq_off.head);
+        _Atomic unsigned *tail = (_Atomic unsigned *)(cq + params.cq_off.tail);
+        unsigned submitted = 0;
+        /* A signal ends the wait; if something was submitted by the call, that is not said. */
+        while (atomic_load(tail) == *head) {
+            long took = syscall(__NR_io_uring_enter, ring, 1 - submitted, 1, IORING_ENTER_GETEVENTS, NULL, 0);
+            if (took < 0 && errno != EINTR) FAIL("io_uring_enter: %s", strerror(errno));
+            if (took > 0) submitted = 1;
+        }
         struct io_uring_cqe *done = (struct io_uring_cqe *)(cq + params.cq_off.cqes) + (*head & (params.cq_entries - 1));
         if (done->res != (int)count * PAGE) FAIL("io_uring: %d", done->res);
         for (unsigned n = 0; n < count; n++) {
