@@ -206,10 +206,16 @@ impl Uffd {
         unsafe { ioctl(&self.fd, UFFDIO_REGISTER, &mut register) }
     }
 
-    /// Ends what [`register`](Self::register) began, and wakes who waits for a missing page.
+    /// Ends what [`register`](Self::register) began, and wakes who waits for a page.
+    ///
+    /// The kernel wakes them too, but before it ends the registration: who faults in between, under the
+    /// lock of the mapping alone, would sleep for ever (seen on 6.18, once in ten minutes of torture).
     pub(crate) fn unregister(&self, mut span: Span) -> io::Result<()> {
         // SAFETY: `span` is the structure UFFDIO_UNREGISTER reads.
-        unsafe { ioctl(&self.fd, UFFDIO_UNREGISTER, &mut span) }
+        let ended = unsafe { ioctl(&self.fd, UFFDIO_UNREGISTER, &mut span) };
+        // Fails only if the range is no valid one.
+        let _ = self.wake(span);
+        ended
     }
 
     /// Wakes who waits for a fault in `span`; the access is tried again.
