@@ -11,6 +11,7 @@ use numerge_engine::machine::{
 use numerge_topology::Nid;
 
 use crate::area::Area;
+use crate::device::UffdDevice;
 use crate::error::{Error, system};
 use crate::events::EventReader;
 use crate::fork::{self, Held};
@@ -124,9 +125,21 @@ impl ProcessMemory {
     /// # Errors
     /// What [`crate::check_kernel`] gives, and what the system said otherwise.
     pub fn new(frames: Arc<dyn FrameSource>) -> Result<Self, Error> {
-        host::check_kernel()?;
+        Self::with_device(frames, None)
+    }
+
+    /// The same by a device that was lent, where this user may not make userfaultfds otherwise. It is not
+    /// needed any more afterwards.
+    ///
+    /// # Errors
+    /// As [`ProcessMemory::new`].
+    pub fn with_device(
+        frames: Arc<dyn FrameSource>,
+        lent: Option<&UffdDevice>,
+    ) -> Result<Self, Error> {
+        host::check_kernel_with(lent)?;
         fork::watch()?;
-        let tracking = Arc::new(Uffd::open(host::TRACKING)?);
+        let tracking = Arc::new(Uffd::open(host::TRACKING, lent)?);
         let staging = area(STAGING_PAGES, Attributes::default())?;
         // MOVE needs its destination registered. Not for missing pages: unmerging fills it itself.
         register(&tracking, staging.span(), Mode::WP)?;
@@ -137,7 +150,7 @@ impl ProcessMemory {
         Ok(Self {
             frames,
             tracking,
-            holding: Uffd::open(host::HOLDING)?,
+            holding: Uffd::open(host::HOLDING, lent)?,
             pagemap: Pagemap::open()?,
             staging,
             tables: Mutex::new(Tables {
