@@ -6,7 +6,7 @@ use std::ptr;
 use numerge_agent::{calls, set_errno};
 
 /// The C library's own function of this name; null if it has none.
-fn next(name: &CStr) -> *mut c_void {
+pub(crate) fn next(name: &CStr) -> *mut c_void {
     // SAFETY: looks up a name.
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
 }
