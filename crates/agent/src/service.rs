@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use numerge_linux::{Error, FrameView, ProcessMemory, UffdDevice};
 use numerge_protocol::{Socket, SocketError};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use crate::agent::{self, Agent, enter};
 use crate::client::Client;
@@ -37,6 +38,9 @@ impl Rest {
 
 /// Longest sleep, so that nothing that was missed is missed for long.
 pub(crate) const IDLE: Duration = Duration::from_secs(1);
+
+/// Longest sleep where nothing can wake it.
+const UNPOLLED: Duration = Duration::from_millis(20);
 
 /// Serves this process.
 pub(crate) fn run() {
@@ -130,10 +134,16 @@ pub(crate) fn wait(client: &Client, socket: Option<(&Socket, PollFlags)>, most: 
             None => PollFd::new(&client.wake, PollFlags::empty()),
         },
     ];
-    let most = Timespec::try_from(most.min(IDLE)).ok();
+    let time = Timespec::try_from(most.min(IDLE)).ok();
     // Nothing is concluded of what there is to do: who called looks for itself.
-    if rustix::event::poll(&mut polled, most.as_ref()) == Ok(0) {
-        threads::end_with_program();
+    match rustix::event::poll(&mut polled, time.as_ref()) {
+        Ok(0) => threads::end_with_program(),
+        // The program may have no file any more (RLIMIT_NOFILE), and we must not ask about two.
+        Err(Errno::INVAL) => {
+            std::thread::sleep(most.min(UNPOLLED));
+            threads::end_with_program();
+        }
+        _ => {}
     }
 }
 
