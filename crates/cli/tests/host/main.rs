@@ -5,5 +5,6 @@
 mod arrays;
 mod bed;
 mod decay;
+mod hard;
 mod run;
 mod torture;
