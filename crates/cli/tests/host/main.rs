@@ -5,6 +5,7 @@
 mod arrays;
 mod bed;
 mod decay;
+mod files;
 mod hard;
 mod run;
 mod torture;
