@@ -4,6 +4,7 @@
 
 mod arrays;
 mod bed;
+mod cases;
 mod decay;
 mod files;
 mod hard;
