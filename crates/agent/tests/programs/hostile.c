@@ -165,6 +165,12 @@ static void process_advice(void) {
     CHECK(syscall(SYS_process_madvise, self, ranges, 2, MADV_COLD, 0) == 8 * (ssize_t)PAGE);
     CHECK(syscall(SYS_process_madvise, self, ranges, 2, MADV_COLD, 1) == -1 && errno == EINVAL);
     CHECK(syscall(SYS_process_madvise, -1, ranges, 2, MADV_COLD, 0) == -1 && errno == EBADF);
+    if (done < 0)
+        CHECK(madvise(region, 4 * PAGE, MADV_DONTNEED) == 0);
+    fill(region, 1);
+    fill(region + PAGE, 2);
+    // Which it can't be before the engine knows that it was.
+    wait_merged(region, 2 * PAGE);
 }
 
 // What was merged is unmapped, and its place used for all that may be mapped there.
