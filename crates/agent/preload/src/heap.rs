@@ -11,6 +11,7 @@ use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlmalloc::{Allocator, Dlmalloc};
+use numerge_agent::place_for;
 
 /// Memory in pieces from the kernel, by raw system calls.
 struct Kernel;
@@ -22,10 +23,10 @@ unsafe impl Allocator for Kernel {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let usable = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: asks for new memory at a place of the kernel's choice.
-        let made = unsafe {
-            libc::syscall(libc::SYS_mmap, ptr::null::<u8>(), size, usable, flags, -1_i64, 0_i64)
-        };
+        let place = place_for(size);
+        // SAFETY: asks for new memory where nothing is.
+        let made =
+            unsafe { libc::syscall(libc::SYS_mmap, place, size, usable, flags, -1_i64, 0_i64) };
         if made == -1 {
             return (ptr::null_mut(), 0, 0);
         }
