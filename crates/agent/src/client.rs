@@ -62,6 +62,8 @@ enum What {
     Pages(Range<Vpn>),
     /// Whatever uses up mappings.
     Mappings,
+    /// What merging takes of the address space.
+    Room,
     /// How many pages there are merged.
     Count(Vec<Range<Vpn>>, Mutex<Merged>),
 }
@@ -115,6 +117,12 @@ impl Client {
         self.submit(What::Mappings)
     }
 
+    /// Has all mappings given up that merging needs, now that nothing is registered or will be. What is
+    /// left is ready for [`ProcessMemory::unlock`].
+    pub(crate) fn give_up_room(&self, _held: &AddressSpace) -> Arc<Job> {
+        self.submit(What::Room)
+    }
+
     /// How many pages of `ranges` are merged. Waits; nothing may be held that a merge wants.
     pub(crate) fn count_merged(&self, ranges: Vec<Range<Vpn>>) -> Merged {
         let job = self.submit(What::Count(ranges, Mutex::default()));
@@ -157,6 +165,13 @@ impl Client {
                     given_back
                 }
                 What::Mappings => self.relieve().unwrap_or(false),
+                What::Room => {
+                    if let Some(here) = enter() {
+                        self.memory.give_up_empties(&here.held);
+                        self.frames.clear();
+                    }
+                    true
+                }
                 What::Count(ranges, merged) => {
                     *locked(merged) = self.count(ranges);
                     true

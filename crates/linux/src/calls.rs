@@ -18,7 +18,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 
-use numerge_engine::machine::{MemoryError, Vpn};
+use numerge_engine::machine::{MemoryError, PAGE_SIZE, Vpn};
 
 use crate::error::Error;
 use crate::fork::AddressSpace;
@@ -185,6 +185,21 @@ impl ProcessMemory {
             leaving.remove(pages);
         }
         Ok(fresh)
+    }
+
+    /// Unmaps the empty memory kept for mappings that are registered. None may be, before and after.
+    pub fn give_up_empties(&self, _space: &AddressSpace) {
+        self.tables().empties.clear();
+    }
+
+    /// After the program has locked all its memory, ours with it: what is needed for merging must not be, and
+    /// must be empty.
+    pub fn unlock(&self, _space: &AddressSpace) {
+        let len = self.staging.pages() * PAGE_SIZE;
+        // SAFETY: memory of ours, which is empty while the address space is held.
+        let _ = unsafe { libc::syscall(libc::SYS_munlock, self.staging.as_ptr(), len) };
+        // SAFETY: as above. Can't fail now that it is not locked.
+        let _ = unsafe { sys::advise(self.staging.as_ptr(), len, libc::MADV_DONTNEED) };
     }
 
     /// Nothing in `pages` is merged from now on.

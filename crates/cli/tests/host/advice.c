@@ -145,6 +145,31 @@ static void lock_all(void) {
     printf("%ld KiB\n", status("VmLck:"));
 }
 
+/* The agent's own mappings are neither filled nor waited for; and merging goes on afterwards. */
+static void lock_now(void) {
+    told("mlockall", mlockall(MCL_CURRENT));
+    show_flags("locked", region, PAGES);
+    show_region();
+    printf("frames filled: %d\n", status("RssShmem:") > 65536);
+    told("munlockall", munlockall());
+    printf("%ld KiB\n", status("VmLck:"));
+    wait_merged(region, PAGES, PAGES / 2);
+    show_region();
+    told("now and later", mlockall(MCL_CURRENT | MCL_FUTURE));
+    dontneed();
+    char *more = map_pages(PAGES);
+    for (unsigned n = 0; n < PAGES; n++) fill(more + n * PAGE, 3);
+    offer(more, PAGES);
+    usleep(100000);
+    show_flags("new", more, PAGES);
+    told("nonsense", mlockall(64));
+    told("munlockall", munlockall());
+    printf("frames filled: %d\n", status("RssShmem:") > 65536);
+    wait_merged(more, PAGES, PAGES);
+    show("new", more, PAGES);
+    show_flags("new", more, PAGES);
+}
+
 static void lock_future(void) {
     told("mlockall", mlockall(MCL_FUTURE));
     char *more = map_pages(PAGES);
@@ -252,6 +277,7 @@ int main(int argc, char **argv) {
         {"collapse", collapse},
         {"mlock", lock_some},
         {"mlockall", lock_all},
+        {"mlockall_now", lock_now},
         {"mlockall_future", lock_future},
         {"mincore", resident},
         {"msync", sync_some},
