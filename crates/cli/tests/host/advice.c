@@ -114,8 +114,12 @@ static char *huge(void) {
 }
 
 static void collapse(void) {
-    char *at = huge();
-    told("collapse", madvise(at, HUGE_BYTES, COLLAPSE));
+    char *at;
+    /* Some more, for it is seldom that anybody looks at what was merged at this very moment. */
+    for (unsigned n = 0; n < 10; n++) {
+        at = huge();
+        told("collapse", madvise(at, HUGE_BYTES, COLLAPSE));
+    }
     show("collapsed", at, HUGE_BYTES / PAGE);
     told("no more", madvise(at, HUGE_BYTES, MADV_NOHUGEPAGE));
     show("small", at, HUGE_BYTES / PAGE);
