@@ -29,6 +29,7 @@ mod frame_view;
 mod host;
 mod join;
 mod kinds;
+mod lookup;
 mod maps;
 mod memory;
 mod mend;

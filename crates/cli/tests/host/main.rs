@@ -8,5 +8,6 @@ mod cases;
 mod decay;
 mod files;
 mod hard;
+mod redis;
 mod run;
 mod torture;
