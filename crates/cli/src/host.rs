@@ -161,7 +161,7 @@ impl Answers for Answering {
 /// The kernel's error number for what its own file would have refused.
 fn errno(error: &KnobError) -> i32 {
     match error {
-        KnobError::Invalid { .. } => libc::EINVAL,
+        KnobError::Invalid { .. } | KnobError::Advised => libc::EINVAL,
         KnobError::Busy { .. } => libc::EBUSY,
         KnobError::Unmerge(_) => libc::EAGAIN,
     }

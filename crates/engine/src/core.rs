@@ -521,6 +521,7 @@ impl Core {
             // While a batch runs the others may be ahead of `touched` for a moment.
             pages_volatile: touched.saturating_sub(shared + sharing + zero + unshared),
             pages_scanned: tally.scanned.get(),
+            pages_skipped: tally.skipped.get(),
             full_scans: tally.full_scans.get(),
             stable_node_chains: self.forest.stable_node_chains(),
             stable_node_dups: self.forest.stable_node_dups(),

@@ -35,6 +35,7 @@ pub(crate) struct Tally {
     pub(crate) held: Counter,
     pub(crate) over_budget: Counter,
     pub(crate) scanned: Counter,
+    pub(crate) skipped: Counter,
     pub(crate) full_scans: Counter,
     pub(crate) broken: Counter,
     pub(crate) collisions: Counter,
@@ -59,6 +60,8 @@ pub struct Counters {
     pub pages_volatile: u64,
     /// Looks at pages; a page known unchanged by dirty tracking costs none.
     pub pages_scanned: u64,
+    /// Looks that were not taken, at pages that were not merged for long (`smart_scan`).
+    pub pages_skipped: u64,
     /// Times every registered page was visited.
     pub full_scans: u64,
     /// Contents with several frames.

@@ -220,6 +220,8 @@ impl Engine {
         knob.check(value)?;
         match (knob, value) {
             (Knob::Run, 2) => self.inner.unmerge()?,
+            (Knob::AdvisorMode, _) => self.inner.core.set_advisor_mode(value),
+            (Knob::PagesToScan, _) if self.inner.core.is_advised() => Err(KnobError::Advised)?,
             _ if knob.needs_nothing_shared() => self.inner.set_unshared(knob, value)?,
             _ => self.inner.core.knobs.set(knob, value),
         }
@@ -318,7 +320,7 @@ impl Engine {
         let core = &self.inner.core;
         let reader = core.forest.register();
         for shard in core.shards.iter().filter(|shard| shard.nid == nid) {
-            let quota = core.knobs.get(Knob::PagesToScan);
+            let quota = core.knobs.get(Knob::PagesToScan).max(1);
             while shard.is_online() && !core.batch(shard, &reader, quota, || true).ended_pass {}
         }
     }

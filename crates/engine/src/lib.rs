@@ -8,6 +8,7 @@
 //! looks it up, `supply` makes new frames, `plan` cuts runs, the machine merges them, `record`
 //! writes down what came of it.
 
+mod advisor;
 mod clock;
 mod core;
 mod counters;
@@ -39,7 +40,7 @@ mod world;
 pub use clock::Clock;
 pub use counters::{Counters, StageTimes};
 pub use engine::{Engine, EngineError, EngineOptions, RegionHandle, RegisterError};
-pub use knobs::{Knob, KnobError};
+pub use knobs::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob, KnobError};
 pub use nodes::{NodeReport, PagesByNode, PoolReport};
 pub use numerge_stable_tree::Kpfn;
 pub use numerge_topology::{Nid, Topology};

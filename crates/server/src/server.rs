@@ -201,6 +201,7 @@ fn sum(a: &Counters, b: &Counters) -> Counters {
         pages_unshared: a.pages_unshared + b.pages_unshared,
         pages_volatile: a.pages_volatile + b.pages_volatile,
         pages_scanned: a.pages_scanned + b.pages_scanned,
+        pages_skipped: a.pages_skipped + b.pages_skipped,
         full_scans: a.full_scans + b.full_scans,
         stable_node_chains: a.stable_node_chains + b.stable_node_chains,
         stable_node_dups: a.stable_node_dups + b.stable_node_dups,
