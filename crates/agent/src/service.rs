@@ -30,7 +30,10 @@ pub(crate) fn run() {
     }
     let client = match Client::start() {
         Ok(client) => client,
-        Err(why) => return complain(agent, why),
+        Err(why) => {
+            be_deaf();
+            return complain(agent, why);
+        }
     };
     if let Some(mut here) = enter() {
         here.client = Some(client.clone());
@@ -38,7 +41,9 @@ pub(crate) fn run() {
     let mut rest = FIRST_REST;
     loop {
         let began = Instant::now();
-        match attend(agent, &client) {
+        let ended = attend(agent, &client);
+        be_deaf();
+        match ended {
             Ok(End::ForEver(why)) => {
                 complain(agent, why);
                 loop {
@@ -56,6 +61,13 @@ pub(crate) fn run() {
             wait(&client, None, left);
             drain(&client);
         }
+    }
+}
+
+/// There is no engine: nobody is to wait until it is told something.
+fn be_deaf() {
+    if let Some(mut here) = enter() {
+        here.deaf = true;
     }
 }
 

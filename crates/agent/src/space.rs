@@ -53,6 +53,12 @@ pub(crate) struct Space {
     next_barrier: u64,
     barrier: Option<u64>,
     queue: VecDeque<Out>,
+    /// What was taken from the queue was not sent yet.
+    unsent: bool,
+    /// Threads of the program that wait until the engine is told what is noted.
+    pub(crate) waiting: u32,
+    /// Nobody is to wait for the engine: there was none, or it did not listen.
+    pub(crate) deaf: bool,
     /// There is an engine to be told.
     pub(crate) connected: bool,
     /// Too much had to be told: the connection is of no use any more.
@@ -278,7 +284,13 @@ impl Space {
             self.barrier = Some(region);
             self.next_barrier += 1;
         }
+        self.unsent = !self.queue.is_empty();
         std::mem::take(&mut self.queue)
+    }
+
+    /// Whether nothing of `pages` is to be looked at, and all that there was to tell is sent.
+    pub(crate) fn is_told(&self, pages: &Range<Vpn>) -> bool {
+        self.noted.next_in(pages).is_none() && !self.has_queued() && !self.unsent
     }
 
     /// Whether something is to be sent.
@@ -295,6 +307,8 @@ impl Space {
     pub(crate) fn set_connected(&mut self, connected: bool) {
         self.connected = connected;
         self.overflown = false;
+        self.unsent = false;
+        self.deaf = !connected;
         self.queue.clear();
         self.regions = Ranges::new();
         self.spans.clear();

@@ -1,17 +1,17 @@
 //! What all shards share, and the pipeline: one batch from its first look to its last record.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use numerge_stable_tree::sync::AtomicU64;
 use numerge_stable_tree::{EntryRef, Forest, Handle, Kpfn, PageState, Terms, TreeId};
 use numerge_topology::Nid;
 use rayon::ThreadPool;
 
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::clock::Clock;
-use crate::counters::{Counters, StageTimes, Tally};
+use crate::counters::{Counters, Progress, StageTimes, Tally};
 use crate::find::{Found, Merge, Scope, find};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
@@ -27,8 +27,8 @@ use crate::shard::Shard;
 use crate::supply::supply;
 use crate::world::World;
 
-/// Passes after which pages that could not be merged are tried again.
-const RETRY_PASSES: u64 = 16;
+/// Full scans after which pages that could not be merged are tried again.
+pub const RETRY_PASSES: u64 = 16;
 
 /// The most pages that are under way at once: enough for long runs, few enough for their tables to
 /// stay in a core's cache, and for others to have their turn.
@@ -57,6 +57,8 @@ pub(crate) struct Core {
     pub(crate) late: Late,
     world: RwLock<World>,
     passes: Mutex<Passes>,
+    /// A full scan is over.
+    scanned: Condvar,
     /// [`Nodes::migrations`] when frames were last asked for their node. Who holds this takes frames
     /// from trees to the queue and back; waited for only by who has no other lock.
     swept: Mutex<Option<u64>>,
@@ -114,6 +116,7 @@ impl Core {
             frames,
             nodes,
             passes: Mutex::new(Passes { ended: none.clone(), void: none.clone(), gone: none }),
+            scanned: Condvar::new(),
             swept: Mutex::default(),
             nids,
             shards,
@@ -387,6 +390,7 @@ impl Core {
         reader: &Handle,
         merges: Vec<Merge>,
     ) -> Vec<Candidate> {
+        self.tally.attempted.add(merges.len() as u64);
         let planned = plan(world, &self.late, merges);
         record_over_budget(self, world, reader, &planned.over_budget);
         let mut collided = Vec::new();
@@ -489,6 +493,24 @@ impl Core {
         if passes.ended.iter().zip(&passes.gone).all(|(ended, gone)| *ended || *gone) {
             passes.ended.fill(false);
             self.tally.full_scans.add(1);
+            self.scanned.notify_all();
+        }
+    }
+
+    /// Waits until more than `since` full scans are over, or too long.
+    pub(crate) fn wait_for_full_scan(&self, since: u64, most: Duration) {
+        let mut passes = self.passes();
+        let is_same = |_: &mut Passes| self.tally.full_scans.get() <= since;
+        self.scanned.wait_while_for(&mut passes, is_same, most);
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            full_scans: self.tally.full_scans.get(),
+            attempted: self.tally.attempted.get(),
+            deferred: self.tally.deferred.get(),
+            late: self.late.len() as u64,
+            pages_registered: self.tally.registered.get(),
         }
     }
 

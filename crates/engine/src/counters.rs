@@ -38,6 +38,9 @@ pub(crate) struct Tally {
     pub(crate) skipped: Counter,
     pub(crate) full_scans: Counter,
     pub(crate) broken: Counter,
+    /// Merges that were planned, and those of them that have to wait.
+    pub(crate) attempted: Counter,
+    pub(crate) deferred: Counter,
     pub(crate) collisions: Counter,
     pub(crate) frames_refused: Counter,
     pub(crate) read_nanos: Counter,
@@ -117,4 +120,19 @@ pub struct StageTimes {
     pub merge: Duration,
     /// CPU time of the same.
     pub merge_cpu: Duration,
+}
+
+/// How far an engine is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Progress {
+    /// [`Counters::full_scans`].
+    pub full_scans: u64,
+    /// Merges that were tried, in all. Where a full scan tries none, nothing is left to merge.
+    pub attempted: u64,
+    /// Merges put off to the next look since their programs had too much to answer, in all.
+    pub deferred: u64,
+    /// Merges whose programs have not answered yet.
+    pub late: u64,
+    /// [`Counters::pages_registered`].
+    pub pages_registered: u64,
 }

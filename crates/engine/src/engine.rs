@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use numerge_stable_tree::Kpfn;
 use numerge_topology::Nid;
 
 use crate::clock::Clock;
 use crate::core::{Core, Parts, Policy};
-use crate::counters::{Counters, StageTimes};
+use crate::counters::{Counters, Progress, StageTimes};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::knobs::{Knob, KnobError};
@@ -233,6 +234,17 @@ impl Engine {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.inner.core.counters()
+    }
+
+    /// How far it is, without what takes time to count.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.inner.core.progress()
+    }
+
+    /// Waits until more than `since` full scans are over, but no longer than `most`.
+    pub fn wait_for_full_scan(&self, since: u64, most: Duration) {
+        self.inner.core.wait_for_full_scan(since, most);
     }
 
     /// Where the time went.
@@ -473,7 +485,7 @@ impl Inner {
         core.knobs.set(Knob::Run, 2);
         self.notify();
         let reader = core.forest.register();
-        let done = unmerge_all(core, &reader, || core.knobs.get(Knob::Run) == 2);
+        let done = unmerge_all(core, &reader, &|| core.knobs.get(Knob::Run) == 2);
         core.return_freed(&reader);
         if matches!(done, Err(UnmergeError::Memory(_))) && core.knobs.get(Knob::Run) == 2 {
             core.knobs.set(Knob::Run, 0);

@@ -195,8 +195,16 @@ impl Judge<'_> {
             }
             Reason::Again => {
                 judged.candidates.reserve(piece.pages.len());
+                let mut untouched = Vec::new();
                 for at in 0..piece.pages.len() {
-                    self.again(piece, at, &mut judged);
+                    if piece.record(at).state() == PageState::Untouched {
+                        untouched.push(piece.pages[at]);
+                    } else {
+                        self.again(piece, at, &mut judged);
+                    }
+                }
+                if !untouched.is_empty() {
+                    self.anew(&Piece { pages: untouched, ..*piece }, &mut judged);
                 }
             }
         }
@@ -365,6 +373,26 @@ impl Judge<'_> {
             PageState::Seen(known) => judged.candidates.push(candidate(page, known)),
             PageState::Busy => region.pending.add(index),
             PageState::Untouched => {}
+        }
+    }
+
+    /// Reads pages of which nothing is known, as after an unmerging of everything, if there is anything.
+    fn anew(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
+        let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
+        for run in piece.runs(0) {
+            if let Err(error) = region.program.memory.kinds(run, &mut kinds) {
+                self.core.report(error);
+                piece.pages.iter().for_each(|index| region.pending.add(*index));
+                return;
+            }
+        }
+        let found = piece.pages.iter().zip(kinds);
+        let private = found.filter(|(_, kind)| *kind == Some(Kind::Private));
+        let pages: Vec<u64> = private.map(|(index, _)| *index).collect();
+        for some in pages.chunks(PIECE_PAGES) {
+            let some = Piece { pages: some.to_vec(), ..*piece };
+            self.read(&some, judged);
+            self.ask_kinds(&some, judged);
         }
     }
 

@@ -38,7 +38,8 @@ mod unmerge;
 mod world;
 
 pub use clock::Clock;
-pub use counters::{Counters, StageTimes};
+pub use core::RETRY_PASSES;
+pub use counters::{Counters, Progress, StageTimes};
 pub use engine::{Engine, EngineError, EngineOptions, RegionHandle, RegisterError};
 pub use knobs::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob, KnobError};
 pub use nodes::{NodeReport, PagesByNode, PoolReport};

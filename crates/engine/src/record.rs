@@ -89,6 +89,13 @@ pub(crate) fn record(
                     world.record(merge.page).set(PageState::Held(merge.fingerprint));
                     core.tally.held.add(1);
                 }
+                Outcome::Deferred => {
+                    world.record(merge.page).set(PageState::Held(merge.fingerprint));
+                    core.tally.held.add(1);
+                    core.tally.deferred.add(1);
+                    let (region, index) = world.locate(merge.page);
+                    region.pending.add(index);
+                }
                 Outcome::Exhausted => {
                     world.record(merge.page).set(PageState::OverBudget(merge.fingerprint));
                     core.tally.over_budget.add(1);

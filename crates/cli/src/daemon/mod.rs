@@ -66,6 +66,10 @@ pub(crate) struct Arguments {
     /// Sets a knob; may be repeated
     #[arg(long = "set", value_name = "KNOB=VALUE")]
     settings: Vec<Setting>,
+    /// Where to show control files, as the kernel's in /sys/kernel/mm/ksm [default: `ksm` beside the
+    /// socket, if that can be]
+    #[arg(long, value_name = "DIR")]
+    control_dir: Option<PathBuf>,
     /// What is logged, on standard error: this and what matters more
     #[arg(long, value_enum, default_value_t = Level::Info)]
     log: Level,
@@ -115,7 +119,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         options.unserved_user = Some(user.uid.as_raw());
     }
     user::hide()?;
-    let host = Host::start(sockets, options, &arguments.settings)?;
+    let mut host = Host::start(sockets, options, &arguments.settings)?;
+    match &arguments.control_dir {
+        Some(directory) => host.show_files(directory)?,
+        None => {
+            if let Err(error) = host.show_files(&socket.with_file_name("ksm")) {
+                tracing::warn!(%error, "no control files");
+            }
+        }
+    }
     tracing::info!(socket = %socket.display(), uid = rustix::process::geteuid().as_raw(), "listening");
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "ending");

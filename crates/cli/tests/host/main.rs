@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arrays;
+mod as_ksm;
 mod bed;
 mod decay;
 mod run;

@@ -68,7 +68,7 @@ fn to_protocol(outcome: Outcome) -> protocol::Outcome {
     match outcome {
         Outcome::Merged => protocol::Outcome::Merged,
         Outcome::Differs => protocol::Outcome::Differs,
-        Outcome::Pinned | Outcome::Late => protocol::Outcome::Pinned,
+        Outcome::Pinned | Outcome::Late | Outcome::Deferred => protocol::Outcome::Pinned,
         Outcome::Refused => protocol::Outcome::Refused,
         Outcome::Gone => protocol::Outcome::Gone,
         Outcome::Exhausted => protocol::Outcome::Exhausted,

@@ -1,0 +1,48 @@
+//! The control files of a server.
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+
+use numerge::{Counters, Knob, KnobError, Nid, NodeReport};
+use numerge_control_fs::{ControlFs, MountError, Source};
+use numerge_server::Server;
+
+/// Shows the files of a server at a directory. They do not keep the server from ending but while a
+/// file is being read or written.
+pub(crate) fn show(directory: &Path, server: &Arc<Server>) -> Result<ControlFs, MountError> {
+    let source = Shown { nids: server.nids(), server: Arc::downgrade(server) };
+    ControlFs::mount(directory, Arc::new(source))
+}
+
+struct Shown {
+    server: Weak<Server>,
+    nids: Vec<Nid>,
+}
+
+impl Source for Shown {
+    fn knob(&self, knob: Knob) -> u64 {
+        self.server.upgrade().map_or_else(|| knob.default_value(), |server| server.knob(knob))
+    }
+
+    fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
+        self.server.upgrade().map_or(Ok(()), |server| server.set(knob, value))
+    }
+
+    fn interrupt(&self) {
+        if let Some(server) = self.server.upgrade() {
+            server.interrupt_unmerging();
+        }
+    }
+
+    fn counters(&self) -> Counters {
+        self.server.upgrade().map_or_else(Counters::default, |server| server.counters())
+    }
+
+    fn nids(&self) -> Vec<Nid> {
+        self.nids.clone()
+    }
+
+    fn nodes(&self) -> Vec<NodeReport> {
+        self.server.upgrade().map_or_else(Vec::new, |server| server.nodes())
+    }
+}
