@@ -27,6 +27,7 @@ const MESSAGE_BYTES: usize = 1 << 18;
 /// `enum fuse_opcode`.
 const FUSE_WRITE: u32 = 16;
 const FUSE_INTERRUPT: u32 = 36;
+const FUSE_DESTROY: u32 = 38;
 
 /// `struct fuse_in_header`: length, opcode and number of the request, and what is of no interest here.
 const IN_HEADER_BYTES: usize = 40;
@@ -49,7 +50,8 @@ impl Relay {
         let (to, from, noted) = (Arc::clone(&device), Arc::clone(&near), Arc::clone(&writes));
         let requests = move || {
             pass_requests(&device, &near, &stop, &writes);
-            // The other one is told, and so is `fuser`.
+            // Both fail only if there is nobody to be told.
+            let _ = send(&near, &end());
             let _ = rustix::net::shutdown(&near, Shutdown::Both);
         };
         relay.spawn("control-fs-in", requests)?;
@@ -133,6 +135,14 @@ fn send(to: &OwnedFd, message: &[u8]) -> io::Result<()> {
             sent => return sent.map(drop).map_err(Into::into),
         }
     }
+}
+
+/// The request by which `fuser` sees that it was the last.
+fn end() -> [u8; IN_HEADER_BYTES] {
+    let mut request = [0; IN_HEADER_BYTES];
+    request[..4].copy_from_slice(&40_u32.to_ne_bytes());
+    request[4..8].copy_from_slice(&FUSE_DESTROY.to_ne_bytes());
+    request
 }
 
 /// Where a request's number is in both headers, after two fields of 32 bits.

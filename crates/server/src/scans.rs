@@ -113,13 +113,13 @@ impl Host {
         let (mut rounds, mut owed, mut all_answer) = (0, 0, true);
         loop {
             let Some(after) = self.passes(domain, 1) else { return false };
-            if after.late > 0 && all_answer {
+            let was_silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
+            if (after.late > 0 || was_silent) && all_answer {
                 all_answer = self.wait_for_answers(domain);
             }
             let is_late = after.late > 0 && all_answer;
             // Who was silent for a moment is asked again when all are.
-            let silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
-            owed = if silent && rounds == 0 { RETRY_PASSES } else { owed.saturating_sub(1) };
+            owed = if was_silent && all_answer { RETRY_PASSES } else { owed.saturating_sub(1) };
             let is_done = after.attempted == before.attempted && !is_late && owed == 0;
             let are_behind = after.deferred > before.deferred || is_late || owed > 0;
             if is_done || (rounds >= ROUNDS && !are_behind) || began.elapsed() > LONGEST {

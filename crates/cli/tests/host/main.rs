@@ -5,6 +5,7 @@
 mod arrays;
 mod as_ksm;
 mod bed;
+mod control_dir;
 mod decay;
 mod run;
 mod torture;
