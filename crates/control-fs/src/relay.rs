@@ -12,9 +12,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 
 use crate::writes::Writes;
 
@@ -50,9 +48,8 @@ impl Relay {
         let (to, from, noted) = (Arc::clone(&device), Arc::clone(&near), Arc::clone(&writes));
         let requests = move || {
             pass_requests(&device, &near, &stop, &writes);
-            // Both fail only if there is nobody to be told.
+            // The other one ends with the answer; if there is nobody to give one, at once.
             let _ = send(&near, &end());
-            let _ = rustix::net::shutdown(&near, Shutdown::Both);
         };
         relay.spawn("control-fs-in", requests)?;
         relay.spawn("control-fs-out", move || pass_answers(&from, &to, &noted))?;
@@ -120,8 +117,10 @@ fn pass_answers(near: &OwnedFd, device: &OwnedFd, writes: &Writes) {
             Err(Errno::INTR) => continue,
             Err(_) => return,
         };
-        if let Some(number) = number(answer, NUMBER_AT) {
-            writes.end(number);
+        match number(answer, NUMBER_AT) {
+            Some(END) => return,
+            Some(number) => writes.end(number),
+            None => {}
         }
         // Fails where nobody waits for it any more.
         let _ = rustix::io::write(device, answer);
@@ -137,11 +136,15 @@ fn send(to: &OwnedFd, message: &[u8]) -> io::Result<()> {
     }
 }
 
+/// A number that the kernel, which counts from 0, does not come to.
+const END: u64 = u64::MAX;
+
 /// The request by which `fuser` sees that it was the last.
 fn end() -> [u8; IN_HEADER_BYTES] {
     let mut request = [0; IN_HEADER_BYTES];
     request[..4].copy_from_slice(&40_u32.to_ne_bytes());
     request[4..8].copy_from_slice(&FUSE_DESTROY.to_ne_bytes());
+    request[NUMBER_AT..NUMBER_AT + 8].copy_from_slice(&END.to_ne_bytes());
     request
 }
 
