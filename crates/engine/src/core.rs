@@ -10,6 +10,7 @@ use rayon::ThreadPool;
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::advisor::Began;
 use crate::clock::Clock;
 use crate::counters::{Counters, Progress, StageTimes, Tally};
 use crate::find::{Found, Merge, Scope, find};
@@ -62,6 +63,8 @@ pub(crate) struct Core {
     /// [`Nodes::migrations`] when frames were last asked for their node. Who holds this takes frames
     /// from trees to the queue and back; waited for only by who has no other lock.
     swept: Mutex<Option<u64>>,
+    /// Taken after all others.
+    scan_began: Mutex<Began>,
     errors: Mutex<Vec<MemoryError>>,
 }
 
@@ -127,6 +130,7 @@ impl Core {
             policy,
             late: Late::default(),
             world: RwLock::new(World::new(trees)),
+            scan_began: Mutex::default(),
             errors: Mutex::default(),
         }
     }
@@ -300,6 +304,7 @@ impl Core {
         drop(world);
         self.return_freed(reader);
         self.tally.scanned.add(looked);
+        self.tally.worked_nanos.add(nanos(began.elapsed()));
         if ended_pass {
             self.end_pass(shard);
         }
@@ -494,7 +499,13 @@ impl Core {
             passes.ended.fill(false);
             self.tally.full_scans.add(1);
             self.scanned.notify_all();
+            self.advise();
         }
+    }
+
+    /// Where the full scan that is under way began.
+    pub(crate) fn scan_began(&self) -> MutexGuard<'_, Began> {
+        self.scan_began.lock()
     }
 
     /// Waits until more than `since` full scans are over, or too long.

@@ -221,6 +221,10 @@ impl Engine {
         knob.check(value)?;
         match (knob, value) {
             (Knob::Run, 2) => self.inner.unmerge()?,
+            (Knob::Run, 1) if self.knob(Knob::Run) != 1 => {
+                self.inner.core.begin_to_advise();
+                self.inner.core.knobs.set(knob, value);
+            }
             (Knob::AdvisorMode, _) => self.inner.core.set_advisor_mode(value),
             (Knob::PagesToScan, _) if self.inner.core.is_advised() => Err(KnobError::Advised)?,
             _ if knob.needs_nothing_shared() => self.inner.set_unshared(knob, value)?,

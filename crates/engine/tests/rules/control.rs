@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Mappings, Memory, Vpn};
-use numerge_engine::{EngineOptions, Knob, KnobError, RegisterError, UnmergeError};
+use numerge_engine::{
+    ADVISOR_NONE, ADVISOR_SCAN_TIME, EngineOptions, Knob, KnobError, RegisterError, UnmergeError,
+};
 
 use crate::bed::{Bed, figures};
 
@@ -67,6 +69,25 @@ fn s5_1_unmerging_everything_forgets_also_what_was_not_merged() {
     assert_eq!(again.pages_shared + again.pages_sharing, 10 + 10 + 10);
     assert_eq!((again.pages_unshared, again.ksm_zero_pages), (50, 10));
     assert_eq!(again.pages_untouched, 10);
+}
+
+#[test]
+fn s5_4_the_advisor_has_pages_to_scan_for_itself() {
+    let bed = Bed::new(10);
+    bed.engine.set(Knob::PagesToScan, 77).unwrap();
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 600).unwrap();
+    bed.engine.set(Knob::AdvisorMode, ADVISOR_SCAN_TIME).unwrap();
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 600);
+    assert!(matches!(bed.engine.set(Knob::PagesToScan, 5), Err(KnobError::Advised)));
+    // A scan of nothing is over soon, so that less than its least would do.
+    bed.scan(3);
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 600);
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 500).unwrap();
+    bed.scan(20);
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 500);
+    bed.engine.set(Knob::AdvisorMode, ADVISOR_NONE).unwrap();
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 100);
+    bed.engine.set(Knob::PagesToScan, 5).unwrap();
 }
 
 #[test]
