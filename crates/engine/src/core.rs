@@ -298,12 +298,12 @@ impl Core {
             looks.into_iter().partition(|look| look.region.is_closing());
         cursor.set_aside(closing);
         let looked = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
-        if looked > 0 {
-            self.pipeline(&world, reader, shard, &looks, began);
-        }
+        let skipped =
+            if looked > 0 { self.pipeline(&world, reader, shard, &looks, began) } else { 0 };
         drop(world);
         self.return_freed(reader);
-        self.tally.scanned.add(looked);
+        self.tally.scanned.add(looked - skipped);
+        self.tally.skipped.add(skipped);
         self.tally.worked_nanos.add(nanos(began.elapsed()));
         if ended_pass {
             self.end_pass(shard);
@@ -348,6 +348,7 @@ impl Core {
         tally.touched.get().saturating_sub(merged)
     }
 
+    /// Gives how many looks were left out.
     fn pipeline(
         &self,
         world: &World,
@@ -355,7 +356,7 @@ impl Core {
         shard: &Shard,
         looks: &[Look],
         began: Instant,
-    ) {
+    ) -> u64 {
         shard.set_busy(true);
         let mut judged = judge(self, world, shard, looks);
         shard.set_busy(false);
@@ -365,7 +366,7 @@ impl Core {
         let found_at = Instant::now();
         self.tally.read_nanos.add(nanos(found_at - began));
         if found.merges.is_empty() && found.groups.is_empty() {
-            return;
+            return judged.skipped;
         }
         let cpu = self.nodes.thread_cpu_time();
         let collided = self.merge(world, reader, found);
@@ -378,6 +379,7 @@ impl Core {
         }
         self.tally.merge_nanos.add(nanos(found_at.elapsed()));
         self.tally.merge_cpu_nanos.add(nanos(self.nodes.thread_cpu_time().saturating_sub(cpu)));
+        judged.skipped
     }
 
     /// From what was found to what is recorded. Gives pages that differ from their frame in spite

@@ -9,6 +9,7 @@
 //! writes down what came of it.
 
 mod advisor;
+mod ages;
 mod clock;
 mod core;
 mod counters;
