@@ -80,6 +80,19 @@ fn s5_4_reads_and_writes_of_node_exporter_and_ksmtuned_work() {
 }
 
 #[test]
+fn s5_4_the_advisor_is_switched_on_and_off_by_its_file() {
+    if !can_be_ksm() {
+        return;
+    }
+    let advisor = "echo scan-time > advisor_mode; cat advisor_mode pages_to_scan; \
+        if echo 200 > pages_to_scan 2> /dev/null; then exit 1; fi; \
+        echo none > advisor_mode; cat advisor_mode pages_to_scan; \
+        echo 200 > pages_to_scan; cat pages_to_scan";
+    let read = shell(&[], advisor);
+    assert_eq!(read, "none [scan-time]\n500\n[none] scan-time\n100\n200\n");
+}
+
+#[test]
 fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
     if !can_be_ksm() {
         return;

@@ -242,11 +242,16 @@ static void print_counters(const char *step)
 	printf(" physical %zu\n", physical_pages());
 }
 
-/* After it has settled. */
+/*
+ * After it has settled. Scanning is stopped meanwhile, for a page that ksmd has in hand at the moment is
+ * in no counter.
+ */
 static void show(const char *step)
 {
 	wait_for_scans();
+	put("run", 0);
 	print_counters(step);
+	put("run", 1);
 }
 
 static void stop(const char *step)
