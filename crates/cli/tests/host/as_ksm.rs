@@ -98,7 +98,7 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
         return;
     }
     // All of it takes minutes.
-    let mib = std::env::var("NUMERGE_KSM_USER_MIB").unwrap_or_else(|_| "8".into());
+    let mib = std::env::var("NUMERGE_KSM_USER_MIB").unwrap_or_else(|_| "4".into());
     let user = c_program("ksm_user.c");
     // With the kernel, what is written in the midst of a scan takes some more.
     let Some(kernels) = by_ksmd(&user, "6", &mib) else { return };
