@@ -21,6 +21,7 @@ use numerge_engine::{Knob, Progress, RETRY_PASSES};
 use crate::client::Client;
 use crate::domain::Domain;
 use crate::host::Host;
+use crate::memory::Answers;
 
 /// Between looks at whether there is something to scan.
 const IDLE: Duration = Duration::from_millis(5);
@@ -157,9 +158,9 @@ impl Host {
     fn wait_for_answers(&self, domain: &Arc<Domain>) -> bool {
         let mut clients = self.all_clients();
         clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-        let answered: Vec<bool> =
+        let answers: Vec<Answers> =
             clients.iter().map(|client| client.memory.wait_for_answers()).collect();
-        answered.into_iter().all(|answered| answered)
+        !answers.contains(&Answers::Silence)
     }
 }
 
