@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use numerge_engine::machine::Vpn;
 use numerge_linux::{AddressSpace, LoosePages, Ranges};
@@ -57,6 +58,8 @@ pub(crate) struct Space {
     unsent: bool,
     /// Threads of the program that wait until the engine is told what is noted.
     pub(crate) waiting: u32,
+    /// When so much time has passed that what they waited is but a share of it.
+    pub(crate) even: Option<Instant>,
     /// Nobody is to wait for the engine: there was none, or it did not listen.
     pub(crate) deaf: bool,
     /// There is an engine to be told.
