@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use numerge::default_socket;
+use numerge::{DAEMON_SOCKET, default_socket};
 use numerge_server::Options;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -66,8 +66,8 @@ pub(crate) struct Arguments {
     /// Sets a knob; may be repeated
     #[arg(long = "set", value_name = "KNOB=VALUE")]
     settings: Vec<Setting>,
-    /// Where to show control files, as the kernel's in /sys/kernel/mm/ksm [default: `ksm` beside the
-    /// socket, if that can be]
+    /// Where to show control files, as the kernel's in /sys/kernel/mm/ksm [default: /run/numerge/ksm if no
+    /// other socket is named and that can be, else nowhere]
     #[arg(long, value_name = "DIR")]
     control_dir: Option<PathBuf>,
     /// What is logged, on standard error: this and what matters more
@@ -122,11 +122,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut host = Host::start(sockets, options, &arguments.settings)?;
     match &arguments.control_dir {
         Some(directory) => host.show_files(directory)?,
-        None => {
+        None if socket == Path::new(DAEMON_SOCKET) => {
             if let Err(error) = host.show_files(&socket.with_file_name("ksm")) {
                 tracing::warn!(%error, "no control files");
             }
         }
+        None => {}
     }
     tracing::info!(socket = %socket.display(), uid = rustix::process::geteuid().as_raw(), "listening");
     if let Some(signal) = signals.forever().next() {

@@ -24,6 +24,12 @@ fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+fn start(place: &Path) -> Child {
+    let [socket, files] = ["socket", "ksm"].map(|name| place.join(name));
+    let [socket, files] = [&socket, &files].map(|path| path.to_str().unwrap());
+    numerge(&["daemon", "--socket", socket, "--control-dir", files]).spawn().unwrap()
+}
+
 impl Daemon {
     /// None, with the reason printed, where that is not permitted.
     fn start(place: TempDir) -> Option<Self> {
@@ -34,14 +40,11 @@ impl Daemon {
         if !can_merge() {
             return None;
         }
-        let socket = place.path().join("socket");
-        let child = numerge(&["daemon", "--socket", socket.to_str()?]).spawn().unwrap();
-        let daemon = Self { child, place };
+        let daemon = Self { child: start(place.path()), place };
         until("its files are there", || fs::read(daemon.files().join("run")).is_ok());
         Some(daemon)
     }
 
-    /// Beside the socket, where nothing else is said.
     fn files(&self) -> PathBuf {
         self.place.path().join("ksm")
     }
@@ -93,8 +96,7 @@ fn what_a_killed_daemon_left_mounted_the_next_replaces() {
     assert!(is_mounted(&files), "else this shows nothing");
     let error = fs::read(files.join("run")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
-    let socket = daemon.place.path().join("socket");
-    let mut next = numerge(&["daemon", "--socket", socket.to_str().unwrap()]).spawn().unwrap();
+    let mut next = start(daemon.place.path());
     until("the next one's files are there", || fs::read(files.join("run")).is_ok());
     kill_process(Pid::from_child(&next), Signal::TERM).unwrap();
     next.wait().unwrap();
