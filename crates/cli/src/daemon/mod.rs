@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use numerge::{DAEMON_SOCKET, default_socket};
+use numerge::default_socket;
 use numerge_server::Options;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -122,7 +122,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut host = Host::start(sockets, options, &arguments.settings)?;
     match &arguments.control_dir {
         Some(directory) => host.show_files(directory)?,
-        None if socket == Path::new(DAEMON_SOCKET) => {
+        None if socket == Path::new(numerge::DAEMON_SOCKET) => {
             if let Err(error) = host.show_files(&socket.with_file_name("ksm")) {
                 tracing::warn!(%error, "no control files");
             }
