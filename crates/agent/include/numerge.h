@@ -25,8 +25,9 @@ extern "C" {
 /*
  * Gives the process an agent that goes to the engine at `socket` and asks to be in the security domain
  * `domain` (NULL: that of its user). Does not wait: an engine that is not there is looked for again and
- * again. EINVAL: a setting is wrong; EBUSY: there is an agent already, or the preload library; EPERM,
- * ENOSYS: the machine does not allow merging, or can't.
+ * again. Where this user may not have a userfaultfd, and the engine lends none, the status's `problem` says so.
+ * EINVAL: a setting is wrong; EBUSY: there is an agent already, or the preload library; ENOSYS: the machine
+ * can't merge.
  */
 int numerge_connect(const char *socket, const char *domain);
 

@@ -109,7 +109,8 @@ pub struct Status {
 impl Agent {
     /// Gives this process an agent that goes to the engine at `socket` (`numerge daemon`) and asks to be
     /// in `domain`, if one is named. Does not wait for the engine: if there is none yet, or none any more,
-    /// it is looked for again and again.
+    /// is looked for again and again. Where this user may not have a userfaultfd, the engine is asked to lend
+    /// the device; if it does not, [`Status::problem`] says so.
     ///
     /// # Errors
     /// If the machine can't merge, a setting is wrong, or there is an agent already.
@@ -117,7 +118,11 @@ impl Agent {
         check_socket("socket", socket.as_os_str()).map_err(Error::Setting)?;
         let domain = domain.map(|domain| check_domain("domain", OsStr::new(domain))).transpose();
         let domain = domain.map_err(Error::Setting)?;
-        numerge_linux::check_kernel()?;
+        match numerge_linux::check_kernel() {
+            // The engine may lend what is missing.
+            Ok(()) | Err(numerge_linux::Error::NotPermitted { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
         // SAFETY: asks for a name; what it stands for is not touched.
         if !unsafe { libc::dlsym(libc::RTLD_DEFAULT, crate::PRELOADED.as_ptr()) }.is_null() {
             return Err(Error::Preloaded);

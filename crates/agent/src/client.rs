@@ -76,13 +76,14 @@ pub(crate) struct Merged {
 }
 
 impl Client {
-    /// Prepares to merge; starts the thread.
+    /// Takes over what merges; starts the thread.
     ///
     /// # Errors
     /// What is missing, for people.
-    pub(crate) fn start() -> Result<Arc<Self>, String> {
-        let frames = Arc::new(FrameView::default());
-        let memory = ProcessMemory::new(frames.clone()).map_err(|error| error.to_string())?;
+    pub(crate) fn start(
+        memory: ProcessMemory,
+        frames: Arc<FrameView>,
+    ) -> Result<Arc<Self>, String> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| format!("eventfd: {error}"))?;
         let (desk, more) = (Mutex::default(), Condvar::new());

@@ -9,17 +9,16 @@
 //! asked for a region that it can't have, and what was gone is left alone until it has answered.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use numerge_engine::Kpfn;
-use numerge_engine::machine::{self, Memory, MemoryError, PAGE_SIZE, Vpn};
+use numerge_engine::machine::{self, Memory, MemoryError, Vpn};
 use numerge_linux::{FrameSource, Part};
-use numerge_protocol::limits::{ADDRESS_PAGES, FILE_PAGES, MAPPINGS, VERSION};
+use numerge_protocol::limits::{ADDRESS_PAGES, FILE_PAGES, MAPPINGS};
 use numerge_protocol::{
-    self as protocol, Answer, Buffer, Errno, Limits, Outcome, OutcomeRun, Reason, ReceiveError,
+    self as protocol, Answer, Buffer, Errno, Limits, Outcome, OutcomeRun, ReceiveError,
     RegionError, RegionId, Run, SendError, Sequence, Socket, Span, Target, ToClient, ToEngine,
     Unmerged,
 };
@@ -28,12 +27,11 @@ use rustix::event::PollFlags;
 use crate::agent::enter;
 use crate::client::Client;
 use crate::config::Config;
+use crate::greeting::{End, greet, rejected};
 use crate::known;
 use crate::service::{IDLE, drain, wait};
 use crate::space::Out;
 
-/// How long an engine may take for its answer to `Hello`.
-const WELCOME_WAIT: Duration = Duration::from_secs(10);
 /// Time from a note to the look: much of what is mapped is unmapped again soon, and one look does for
 /// all notes.
 const LOOK_DELAY: Duration = Duration::from_millis(20);
@@ -43,15 +41,6 @@ const PASSING_TRIES: u32 = 100;
 const LOOK_SHARE: u32 = 10;
 /// Most ranges of one look.
 const LOOK_RANGES: usize = 4096;
-
-/// Why a conversation ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum End {
-    /// Worth another try.
-    ForNow,
-    /// Another try would end the same.
-    ForEver(String),
-}
 
 pub(crate) struct Session<'a> {
     socket: &'a Socket,
@@ -121,38 +110,10 @@ impl<'a> Session<'a> {
     }
 
     fn greet(&mut self, config: &Config) -> Result<Limits, End> {
-        let pagemap = File::open("/proc/self/pagemap").map_err(|_| End::ForNow)?;
-        // Where a security module lets only parents look, the engine may too. If there is none, or the
-        // engine's process is not known here, the engine sees for itself whether it may.
-        if let Ok(peer) = self.socket.peer()
-            && let Some(pid) = peer.pid
-        {
-            // SAFETY: names a process; touches no memory.
-            unsafe { libc::syscall(libc::SYS_prctl, libc::PR_SET_PTRACER, pid.get(), 0, 0, 0) };
-        }
-        let hello = ToEngine::Hello {
-            version: VERSION,
-            page_size: u32::try_from(PAGE_SIZE).unwrap_or(0),
-            scope: config.scope,
-            domain: config.domain.as_deref().map(Into::into),
-        };
-        self.socket
-            .send_with(&hello, &[pagemap.as_fd()], &mut self.buffer)
-            .map_err(|_| End::ForNow)?;
-        let until = Instant::now() + WELCOME_WAIT;
-        loop {
-            match self.receive() {
-                Ok(Some((ToClient::Welcome { limits, .. }, _))) => return Ok(limits),
-                Ok(Some((ToClient::Rejected { reason, text }, _))) => {
-                    return Err(rejected(reason, &text));
-                }
-                Err(ReceiveError::WouldBlock) => {}
-                _ => return Err(End::ForNow),
-            }
-            let left = until.checked_duration_since(Instant::now()).ok_or(End::ForNow)?;
-            wait(self.client, Some((self.socket, PollFlags::IN)), left);
+        greet(self.socket, config, &mut self.buffer, |most| {
+            wait(self.client, Some((self.socket, PollFlags::IN)), most);
             drain(self.client);
-        }
+        })
     }
 
     fn receive(&mut self) -> Result<Option<(ToClient<'static>, Vec<OwnedFd>)>, ReceiveError> {
@@ -238,6 +199,8 @@ impl<'a> Session<'a> {
                 return Err(self.say_goodbye());
             }
             ToClient::Rejected { reason, text } => return Err(rejected(reason, &text)),
+            // Not needed, and closed: what merges is there.
+            ToClient::Userfaultfd => {}
             ToClient::Welcome { .. } => return Err(self.say_goodbye()),
         }
         Ok(())
@@ -371,13 +334,6 @@ impl<'a> Session<'a> {
         // If it is not sent, the engine sees the end of the connection.
         let _ = self.socket.send_with(&ToEngine::Bye, &[], &mut self.buffer);
         End::ForNow
-    }
-}
-
-fn rejected(reason: Reason, text: &str) -> End {
-    match reason {
-        Reason::TooManyClients | Reason::Unavailable => End::ForNow,
-        _ => End::ForEver(format!("the engine does not serve it ({reason:?}): {text}")),
     }
 }
 

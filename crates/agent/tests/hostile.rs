@@ -105,6 +105,11 @@ fn s1_1_libraries_that_come_and_go() {
 }
 
 #[test]
+fn s6_locks_that_the_kernel_writes_to() {
+    fine(&["kernels_locks"]);
+}
+
+#[test]
 fn s1_1_advice_to_the_process_itself() {
     fine(&["process_advice"]);
 }

@@ -31,6 +31,12 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// What was lent as the device by which userfaultfds are made is something else.
+    #[error("what was lent as /dev/userfaultfd can't be used: {source}")]
+    OtherDevice {
+        /// What it is, or why that can't be told.
+        source: io::Error,
+    },
     /// A range that has an attribute which its new mappings would lose.
     #[error(
         "memory at {start:#x} can't be merged: it has {attribute}, which merged pages could not \

@@ -8,13 +8,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::fork;
 use crate::uffd::{MESSAGE_BYTES, Uffd};
 
 /// Events taken in one read.
 const BATCH: usize = 16;
+/// What there may be to read.
+const EVENT: epoll::EventData = epoll::EventData::new_u64(0);
+const STOP: epoll::EventData = epoll::EventData::new_u64(1);
 
 /// The thread, which ends when this is dropped.
 #[derive(Debug)]
@@ -28,6 +31,11 @@ impl EventReader {
     /// Starts reading.
     pub(crate) fn start(uffd: Arc<Uffd>) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        // Not poll(2), which refuses two files in a process that may have none (RLIMIT_NOFILE): the program
+        // may set that any time.
+        let ready = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&ready, uffd.fd(), EVENT, epoll::EventFlags::IN)?;
+        epoll::add(&ready, &stop, STOP, epoll::EventFlags::IN)?;
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("numerge-events".into())
@@ -35,20 +43,21 @@ impl EventReader {
             .spawn(move || {
                 // A signal handler that ran here and touched a frozen page would stop the reader.
                 let _ = fork::block_signals();
-                read_until(&uffd, &stopped);
+                read_until(&uffd, &ready);
+                drop(stopped);
             })?;
         Ok(Self { stop, thread: Some(thread), depth: fork::depth() })
     }
 }
 
-fn read_until(uffd: &Uffd, stop: &OwnedFd) {
+fn read_until(uffd: &Uffd, ready: &OwnedFd) {
     let mut messages = [0; MESSAGE_BYTES * BATCH];
+    let mut found = [epoll::Event { flags: epoll::EventFlags::empty(), data: EVENT }; 2];
     loop {
-        let mut fds = [PollFd::new(uffd.fd(), PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        if poll(&mut fds, None).is_err() {
-            continue; // a passing lack of memory
-        }
-        if !fds[1].revents().is_empty() {
+        let Ok(count) = epoll::wait(ready, &mut found, None) else {
+            continue; // interrupted
+        };
+        if found[..count].iter().any(|event| event.data.u64() == STOP.u64()) {
             return;
         }
         // Faults are read as well. They are answered by who froze the page; read or not, the same

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use crate::device::UffdDevice;
 use crate::error::Error;
 use crate::num::PAGE_BYTES;
 use crate::pagemap::Pagemap;
@@ -23,13 +24,18 @@ pub(crate) const HOLDING: u64 = feature::WP | feature::WP_SHMEM;
 /// # Errors
 /// [`Error::KernelTooOld`], [`Error::NotPermitted`], [`Error::PageSize`], each saying what to do.
 pub fn check_kernel() -> Result<(), Error> {
+    check_kernel_with(None)
+}
+
+/// The same where the device for userfaultfds was lent, if it was.
+pub(crate) fn check_kernel_with(lent: Option<&UffdDevice>) -> Result<(), Error> {
     // SAFETY: sysconf reads a number and touches no memory of ours.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     if bytes != 4096 {
         return Err(Error::PageSize { bytes });
     }
-    Uffd::open(TRACKING)?;
-    Uffd::open(HOLDING)?;
+    Uffd::open(TRACKING, lent)?;
+    Uffd::open(HOLDING, lent)?;
     Pagemap::open()?;
     Ok(())
 }

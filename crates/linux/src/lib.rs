@@ -20,6 +20,7 @@ mod bitmap;
 mod calls;
 mod convert;
 mod copy;
+mod device;
 mod error;
 mod events;
 mod fork;
@@ -51,6 +52,7 @@ mod unmerge;
 mod witness;
 
 pub use calls::{LoosePages, Part, check_mergeable, mappings_in};
+pub use device::UffdDevice;
 pub use error::Error;
 pub use fork::{
     AddressSpace, Quiet, begin_elsewhere, depth as fork_depth, forking, forking_elsewhere,

@@ -11,11 +11,11 @@ use numerge_engine::machine::{
 use numerge_topology::Nid;
 
 use crate::area::Area;
+use crate::device::UffdDevice;
 use crate::error::{Error, system};
 use crate::events::EventReader;
 use crate::fork::{self, Held};
 use crate::frame_file::FrameSource;
-use crate::kinds::kind;
 use crate::maps::{self, Attributes};
 use crate::mend::Mending;
 use crate::num::{PAGE_SHIFT, address, bytes, count, size};
@@ -124,9 +124,21 @@ impl ProcessMemory {
     /// # Errors
     /// What [`crate::check_kernel`] gives, and what the system said otherwise.
     pub fn new(frames: Arc<dyn FrameSource>) -> Result<Self, Error> {
-        host::check_kernel()?;
+        Self::with_device(frames, None)
+    }
+
+    /// The same by a device that was lent, where this user may not make userfaultfds otherwise. It is not
+    /// needed any more afterwards.
+    ///
+    /// # Errors
+    /// As [`ProcessMemory::new`].
+    pub fn with_device(
+        frames: Arc<dyn FrameSource>,
+        lent: Option<&UffdDevice>,
+    ) -> Result<Self, Error> {
+        host::check_kernel_with(lent)?;
         fork::watch()?;
-        let tracking = Arc::new(Uffd::open(host::TRACKING)?);
+        let tracking = Arc::new(Uffd::open(host::TRACKING, lent)?);
         let staging = area(STAGING_PAGES, Attributes::default())?;
         // MOVE needs its destination registered. Not for missing pages: unmerging fills it itself.
         register(&tracking, staging.span(), Mode::WP)?;
@@ -137,7 +149,7 @@ impl ProcessMemory {
         Ok(Self {
             frames,
             tracking,
-            holding: Uffd::open(host::HOLDING)?,
+            holding: Uffd::open(host::HOLDING, lent)?,
             pagemap: Pagemap::open()?,
             staging,
             tables: Mutex::new(Tables {
@@ -304,29 +316,12 @@ impl Memory for ProcessMemory {
             return Ok(pages.end);
         }
         self.mend_if_due();
-        let before = out.len();
         // Looked up before the walk: a page that is mapped to a frame only now is reported as the
         // program's own, as it was; that looks may be old is known to the engine.
-        let may_be_files = |bytes: &Range<u64>| {
-            let part = Vpn(bytes.start >> PAGE_SHIFT)..Vpn(bytes.end >> PAGE_SHIFT);
-            self.tables().in_file.next_in(&part).is_some()
-        };
-        let bytes = address(pages.start)..address(pages.end);
-        let end = self
-            .pagemap
-            .take_written(bytes, max_pages, &may_be_files, &mut |region| {
-                let found = Written { pages: pages_of(&region), kind: kind(region.categories) };
-                match out.get_mut(before..).and_then(<[_]>::last_mut) {
-                    Some(last)
-                        if last.pages.end == found.pages.start && last.kind == found.kind =>
-                    {
-                        last.pages.end = found.pages.end;
-                    }
-                    _ => out.push(found),
-                }
-            })
-            .map_err(|source| system("PAGEMAP_SCAN", source))?;
-        Ok(Vpn(end >> PAGE_SHIFT))
+        let may_be_files = |part: &Range<Vpn>| self.tables().in_file.next_in(part).is_some();
+        self.pagemap
+            .append_written(&pages, max_pages, &may_be_files, out)
+            .map_err(|source| system("PAGEMAP_SCAN", source))
     }
 
     fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {

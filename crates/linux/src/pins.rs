@@ -5,6 +5,10 @@
 //! page cache is found out by another test ([`crate::pin_test`]), on machines that allow it. Of all else
 //! that may pin, nothing is found out, and such pages are not touched. What is not known to be harmless
 //! counts as able to pin.
+//!
+//! Looked through is every table of files that a thread of this process has, but the calling thread's own:
+//! a program's threads may have some of theirs, and an io_uring may be in none. What that has pinned for
+//! long is counted by the kernel.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -52,34 +56,148 @@ pub(crate) enum Pins {
     ByDevices,
 }
 
-/// Most files that are looked through: it takes some microseconds a file.
+/// File systems that are read and written by way of the page cache, unless O_DIRECT is asked for. Others
+/// (FUSE, 9p, network file systems, whatever lies below an overlay) may have the pages of any read's or
+/// write's buffer pinned until somebody answers.
+const CACHED: [&str; 22] = [
+    "autofs",
+    "btrfs",
+    "cgroup",
+    "cgroup2",
+    "devpts",
+    "devtmpfs",
+    "erofs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hugetlbfs",
+    "iso9660",
+    "proc",
+    "ramfs",
+    "rootfs",
+    "squashfs",
+    "sysfs",
+    "tmpfs",
+    "vfat",
+    "xfs",
+];
+
+/// Most files that are looked through: it takes some microseconds a file. Most threads, too.
 const FILES: usize = 4096;
 
 /// Looks through the files this process has open, if they are not too many. Allocates nothing.
-///
-/// That is the table of files of its first thread, which is not always the calling thread's.
 #[must_use]
 pub(crate) fn possible() -> Pins {
-    // Not by opendir: the C library would ask the program's malloc, whose locks may be held by a
-    // thread that waits for this one (it maps memory).
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = |path: &CStr| rustix::fs::open(path, flags, Mode::empty());
-    let (Ok(directory), Ok(infos)) = (open(c"/proc/self/fd"), open(c"/proc/self/fdinfo")) else {
-        return Pins::ByDevices;
+    look().unwrap_or(Pins::ByDevices)
+}
+
+/// None if that can't be told.
+fn look() -> Option<Pins> {
+    // A thread's, for of a process whose first thread has ended nothing is told.
+    let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
+    let mut looked_at = 0;
+    let first = look_through(open(c"/proc/self")?.as_fd(), true, &mut looked_at)?;
+    if looked_at == 0 {
+        // A process without any file there is; but so looks one whose first thread has ended, too.
+        return None;
+    }
+    let others = other_tables(&mut looked_at)?;
+    Some(pinned.max(first).max(others))
+}
+
+fn open(path: &CStr) -> Option<OwnedFd> {
+    open_at(rustix::fs::CWD, path).ok()
+}
+
+/// Directories too, and not by opendir: the C library would ask the program's malloc, whose locks may be
+/// held by a thread that waits for this one (it maps memory).
+fn open_at(directory: BorrowedFd<'_>, path: &CStr) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// What the kernel has counted as pinned for long, an io_uring's buffers say.
+fn pinned_kilobytes() -> Option<u64> {
+    let status = open(c"/proc/thread-self/status")?;
+    let mut text = [0; 4096];
+    let read = rustix::io::read(&status, &mut text).ok()?;
+    let text = std::str::from_utf8(text.get(..read)?).ok()?;
+    let pinned = text.lines().find_map(|line| line.strip_prefix("VmPin:"))?;
+    pinned.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// The worst of what is in tables that are neither the first thread's nor this one's. None if that can't be
+/// told.
+fn other_tables(looked_at: &mut usize) -> Option<Pins> {
+    let tasks = open(c"/proc/self/task")?;
+    let mut room = [MaybeUninit::uninit(); 4096];
+    let mut threads = RawDir::new(&tasks, &mut room);
+    let this = rustix::thread::gettid().as_raw_nonzero().get();
+    let first = rustix::process::getpid().as_raw_nonzero().get();
+    let (mut worst, mut seen) = (Pins::None, 0);
+    while worst != Pins::ByDevices
+        && let Some(thread) = threads.next()
+    {
+        let thread = thread.ok()?;
+        let Some(number) = thread.file_name().to_str().ok().and_then(|name| name.parse().ok())
+        else {
+            continue; // this directory, and that above
+        };
+        seen += 1;
+        if seen > FILES {
+            return None;
+        }
+        if share_files(number, first) || share_files(number, this) {
+            continue;
+        }
+        // One that has ended since has none.
+        match open_at(tasks.as_fd(), thread.file_name()) {
+            Ok(thread) => worst = worst.max(look_through(thread.as_fd(), false, looked_at)?),
+            Err(Errno::NOENT) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(worst)
+}
+
+/// Whether two threads certainly have one table of files.
+fn share_files(one: i32, other: i32) -> bool {
+    const KCMP_FILES: libc::c_long = 2;
+    // SAFETY: compares two threads, and touches no memory.
+    one == other || unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
+}
+
+/// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
+fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) -> Option<Pins> {
+    let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
+        (Ok(directory), Ok(infos)) => (directory, infos),
+        // The thread has ended.
+        (Err(Errno::NOENT | Errno::SRCH), _) | (_, Err(Errno::NOENT | Errno::SRCH))
+            if !is_first =>
+        {
+            return Some(Pins::None);
+        }
+        _ => return None,
     };
     let mut room = [MaybeUninit::uninit(); 4096];
     let mut files = RawDir::new(&directory, &mut room);
-    let (mut worst, mut looked_at) = (Pins::None, 0);
+    let mut worst = Pins::None;
     while worst != Pins::ByDevices
         && let Some(file) = files.next()
     {
-        let Ok(file) = file else { return Pins::ByDevices };
+        let file = match file {
+            Ok(file) => file,
+            // The thread has ended.
+            Err(Errno::NOENT | Errno::SRCH) if !is_first => break,
+            Err(_) => return None,
+        };
         if file.file_name() == c"." || file.file_name() == c".." {
             continue;
         }
-        looked_at += 1;
-        if looked_at > FILES {
-            return Pins::ByDevices;
+        *looked_at += 1;
+        if *looked_at > FILES {
+            return None;
         }
         // Of what has a longer name the beginning tells enough.
         let mut target = [MaybeUninit::uninit(); 128];
@@ -87,6 +205,7 @@ pub(crate) fn possible() -> Pins {
             directory: directory.as_fd(),
             infos: infos.as_fd(),
             name: file.file_name(),
+            is_first,
         };
         let found = match rustix::fs::readlinkat_raw(&directory, file.name, &mut target) {
             Ok((target, _)) => pins_of(&file, target),
@@ -96,18 +215,19 @@ pub(crate) fn possible() -> Pins {
         };
         worst = worst.max(found);
     }
-    // A process without any file there is; but so looks one whose first thread has ended, too.
-    if looked_at == 0 { Pins::ByDevices } else { worst }
+    Some(worst)
 }
 
 /// A file this process has open.
 struct ProcessFile<'a> {
-    /// /proc/self/fd.
+    /// A directory like /proc/self/fd.
     directory: BorrowedFd<'a>,
-    /// /proc/self/fdinfo.
+    /// One like /proc/self/fdinfo.
     infos: BorrowedFd<'a>,
     /// Its number.
     name: &'a CStr,
+    /// Whether it is one of the first thread's.
+    is_first: bool,
 }
 
 fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
@@ -125,15 +245,57 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
     if target.starts_with(b"socket:") {
         return harmless(!file.is_pinning_socket());
     }
-    if target.starts_with(b"/dev/") && !target.starts_with(b"/dev/shm/") && !file.is_disk() {
+    if target.starts_with(b"/dev/")
+        && !target.starts_with(b"/dev/shm/")
+        && !file.is_of(FileType::BlockDevice)
+    {
         let known = HARMLESS_DEVICES.iter().any(|known| known.as_bytes() == target);
         return harmless(known || target.starts_with(b"/dev/pts/"));
     }
-    match file.is_direct() {
-        _ if !target.starts_with(b"/") => Pins::ByDevices,
-        Some(true) => Pins::ByFiles,
-        Some(false) => Pins::None,
+    if !target.starts_with(b"/") {
+        return Pins::ByDevices;
+    }
+    match file.info() {
         None => Pins::ByDevices,
+        Some(info) if info.is_direct => Pins::ByFiles,
+        // Memory without a name, in a file system that is mounted nowhere.
+        Some(_) if target.starts_with(b"/memfd:") => Pins::None,
+        Some(info) if !is_cached(info.mount) => Pins::ByFiles,
+        // Now that it is known that asking does not wait for anybody.
+        Some(_) => harmless(!file.is_of(FileType::CharacterDevice)),
+    }
+}
+
+/// Whether a mount is of a file system that has its files in the page cache. By number, since asking a file
+/// may wait for who serves it.
+fn is_cached(mount: u64) -> bool {
+    let Some(mounts) = open(c"/proc/thread-self/mountinfo") else { return false };
+    // A line has the number first, and what matters after a dash that stands alone; names of files have no
+    // blanks in them here. What is too long for the room is not known.
+    let mut room = [0_u8; 4096];
+    let mut filled = 0;
+    loop {
+        match rustix::io::read(&mounts, &mut room[filled..]) {
+            Ok(0) | Err(_) => return false,
+            Ok(read) => filled += read,
+        }
+        let mut rest = &room[..filled];
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, after) = rest.split_at(end);
+            rest = after.get(1..).unwrap_or_default();
+            let mut fields = line.split(|byte| *byte == b' ');
+            let number = fields.next().and_then(|number| std::str::from_utf8(number).ok());
+            if number.and_then(|number| number.parse().ok()) == Some(mount) {
+                let kind = fields.skip_while(|field| *field != b"-").nth(1);
+                return kind.is_some_and(|kind| CACHED.iter().any(|one| one.as_bytes() == kind));
+            }
+        }
+        let left = rest.len();
+        room.copy_within(filled - left..filled, 0);
+        filled = left;
+        if filled == room.len() {
+            return false;
+        }
     }
 }
 
@@ -144,8 +306,7 @@ fn kvm() -> Pins {
     for module in
         [c"/sys/module/kvm_intel/parameters/nested", c"/sys/module/kvm_amd/parameters/nested"]
     {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::open(module, flags, Mode::empty()) else { continue };
+        let Some(file) = open(module) else { continue };
         let mut text = [0; 1];
         let nested = rustix::io::read(&file, &mut text).is_err() || !b"N0".contains(&text[0]);
         return if nested { Pins::ByFiles } else { Pins::None };
@@ -154,8 +315,12 @@ fn kvm() -> Pins {
 }
 
 impl ProcessFile<'_> {
-    /// Whether a socket is of a kind that pins buffers (AF_XDP), or can't be asked.
+    /// Whether a socket is not of a kind that is known to pin no buffers to write to (as AF_XDP and RDS do
+    /// for long, and AF_ALG for the time of a call), or can't be asked.
     fn is_pinning_socket(&self) -> bool {
+        if !self.is_first {
+            return true;
+        }
         let number = self.name.to_str().ok().and_then(|name| name.parse::<i32>().ok());
         let process = pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
         let (Some(number), Ok(process)) = (number, process) else { return true };
@@ -176,27 +341,43 @@ impl ProcessFile<'_> {
                 &raw mut len,
             )
         };
-        result != 0 || domain == libc::AF_XDP
+        let harmless = [
+            libc::AF_UNIX,
+            libc::AF_INET,
+            libc::AF_INET6,
+            libc::AF_NETLINK,
+            libc::AF_PACKET,
+            libc::AF_VSOCK,
+        ];
+        result != 0 || !harmless.contains(&domain)
     }
 
-    /// Whether a file was opened with O_DIRECT; None if that can't be told.
-    fn is_direct(&self) -> Option<bool> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let info = rustix::fs::openat(self.infos, self.name, flags, Mode::empty()).ok()?;
+    /// What the kernel says of it; None if that can't be told.
+    fn info(&self) -> Option<Info> {
+        let info = open_at(self.infos, self.name).ok()?;
         // Where it is, what it was opened with, and what else there is to say of it.
         let mut text = [0; 256];
         let read = rustix::io::read(&info, &mut text).ok()?;
         let text = std::str::from_utf8(text.get(..read)?).ok()?;
-        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
-        let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
-        Some(flags & libc::O_DIRECT != 0)
+        let field = |name| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let flags = i32::from_str_radix(field("flags:")?, 8).ok()?;
+        let mount = field("mnt_id:")?.parse().ok()?;
+        Some(Info { is_direct: flags & libc::O_DIRECT != 0, mount })
     }
 
-    /// Whether this is a disk, which is read and written as a file is.
-    fn is_disk(&self) -> bool {
+    /// Whether this is of a type: a disk, say, which is read and written as a file is.
+    fn is_of(&self, kind: FileType) -> bool {
         rustix::fs::statat(self.directory, self.name, AtFlags::empty())
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind)
     }
+}
+
+/// Of an open file.
+struct Info {
+    /// Whether it was opened with O_DIRECT.
+    is_direct: bool,
+    /// The number of the mount it is in.
+    mount: u64,
 }
 
 #[cfg(test)]
@@ -206,8 +387,12 @@ mod tests {
     #[test]
     fn what_is_not_known_counts_as_able_to_pin() {
         let directory = std::fs::File::open("/proc/self/fd").expect("proc");
-        let none =
-            ProcessFile { directory: directory.as_fd(), infos: directory.as_fd(), name: c"none" };
+        let none = ProcessFile {
+            directory: directory.as_fd(),
+            infos: directory.as_fd(),
+            name: c"none",
+            is_first: true,
+        };
         let pins_of = |target: &str| pins_of(&none, target.as_bytes());
         for harmless in ["pipe:[1]", "anon_inode:[eventfd]", "/dev/null", "/dev/pts/3"] {
             assert_eq!(pins_of(harmless), Pins::None, "{harmless}");

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::device::{self, UffdDevice};
 use crate::error::Error;
 
 /// Features to ask for with [`Uffd::open`].
@@ -60,7 +61,6 @@ const fn request<T>(direction: u64, number: u64) -> u64 {
     direction << 30 | (size_of::<T>() as u64) << 16 | IOC_TYPE << 8 | number
 }
 
-const USERFAULTFD_IOC_NEW: u64 = IOC_TYPE << 8;
 const UFFDIO_REGISTER: u64 = request::<Register>(IOC_READ_WRITE, 0x00);
 const UFFDIO_UNREGISTER: u64 = request::<Span>(IOC_READ, 0x01);
 const UFFDIO_WAKE: u64 = request::<Span>(IOC_READ, 0x02);
@@ -137,55 +137,45 @@ pub(crate) struct Uffd {
 }
 
 impl Uffd {
-    /// Opens one that also serves faults of system calls, with exactly these features.
+    /// Opens one that also serves faults of system calls, with exactly these features; by the device
+    /// that was lent where this user may not otherwise.
     ///
     /// # Errors
     /// [`Error::NotPermitted`]; [`Error::KernelTooOld`] for the first feature that is missing.
-    pub(crate) fn open(features: u64) -> Result<Self, Error> {
-        let available = Self::handshake(&Self::open_fd()?, 0)?;
+    pub(crate) fn open(features: u64, lent: Option<&UffdDevice>) -> Result<Self, Error> {
+        let available = Self::handshake(&Self::open_fd(lent)?, 0)?;
         for (bit, feature, since) in feature::NAMES {
             if features & bit != 0 && available & bit == 0 {
                 return Err(Error::KernelTooOld { feature, since });
             }
         }
         // The handshake is final for a descriptor, so asking what there is took one of its own.
-        let fd = Self::open_fd()?;
+        let fd = Self::open_fd(lent)?;
         Self::handshake(&fd, features)?;
         Ok(Self { fd })
     }
 
-    /// Non-blocking, since the kernel lets only such a descriptor be polled.
-    fn open_fd() -> Result<OwnedFd, Error> {
+    fn open_fd(lent: Option<&UffdDevice>) -> Result<OwnedFd, Error> {
         let device = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_CLOEXEC)
-            .open("/dev/userfaultfd");
-        let fd = match device {
-            // SAFETY: the request takes the new descriptor's flags by value and touches no memory.
-            Ok(device) => unsafe {
-                libc::ioctl(
-                    device.as_raw_fd(),
-                    USERFAULTFD_IOC_NEW,
-                    libc::c_long::from(libc::O_CLOEXEC | libc::O_NONBLOCK),
-                )
-            },
-            // SAFETY: userfaultfd(2) takes flags by value and touches no memory.
-            Err(_) => unsafe { userfaultfd(libc::O_CLOEXEC | libc::O_NONBLOCK) },
+            .open(device::PATH);
+        let own = match device {
+            Ok(device) => device::make(&device),
+            Err(_) => userfaultfd(libc::O_CLOEXEC | libc::O_NONBLOCK),
         };
-        if fd < 0 {
-            let source = io::Error::last_os_error();
-            return Err(match source.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => Error::NotPermitted { source },
-                Some(libc::ENOSYS) => Error::KernelTooOld {
-                    feature: "userfaultfd (CONFIG_USERFAULTFD)",
-                    since: "4.3",
-                },
-                _ => Error::System { call: "userfaultfd", source },
-            });
-        }
-        // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        let made = match (own, lent) {
+            (Err(source), Some(lent)) if is_forbidden(&source) => lent.make(),
+            (own, _) => own,
+        };
+        made.map_err(|source| match source.raw_os_error() {
+            _ if is_forbidden(&source) => Error::NotPermitted { source },
+            Some(libc::ENOSYS) => {
+                Error::KernelTooOld { feature: "userfaultfd (CONFIG_USERFAULTFD)", since: "4.3" }
+            }
+            _ => Error::System { call: "userfaultfd", source },
+        })
     }
 
     /// Gives the features the kernel has.
@@ -206,10 +196,16 @@ impl Uffd {
         unsafe { ioctl(&self.fd, UFFDIO_REGISTER, &mut register) }
     }
 
-    /// Ends what [`register`](Self::register) began, and wakes who waits for a missing page.
+    /// Ends what [`register`](Self::register) began, and wakes who waits for a page.
+    ///
+    /// The kernel wakes them too, but before it ends the registration: who faults in between, under the
+    /// lock of the mapping alone, would sleep for ever (seen on 6.18, once in ten minutes of torture).
     pub(crate) fn unregister(&self, mut span: Span) -> io::Result<()> {
         // SAFETY: `span` is the structure UFFDIO_UNREGISTER reads.
-        unsafe { ioctl(&self.fd, UFFDIO_UNREGISTER, &mut span) }
+        let ended = unsafe { ioctl(&self.fd, UFFDIO_UNREGISTER, &mut span) };
+        // Fails only if the range is no valid one.
+        let _ = self.wake(span);
+        ended
     }
 
     /// Wakes who waits for a fault in `span`; the access is tried again.
@@ -280,14 +276,20 @@ impl Uffd {
     }
 }
 
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+}
+
 /// userfaultfd(2), which the C library does not wrap.
-///
-/// # Safety
-/// None needed beyond that of any system call; the flags are passed by value.
-unsafe fn userfaultfd(flags: i32) -> i32 {
+fn userfaultfd(flags: i32) -> io::Result<OwnedFd> {
     // SAFETY: passes flags by value, touches no memory.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::c_long::from(flags)) };
-    i32::try_from(fd).unwrap_or(-1)
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// # Safety

@@ -226,6 +226,7 @@ pub(crate) fn to_client(message: &ToClient<'_>) -> Checked {
         }
         ToClient::Unregistered { region: _, error: _ }
         | ToClient::Mappings { sequence: _ }
-        | ToClient::Leave { keep: _ } => Ok(()),
+        | ToClient::Leave { keep: _ }
+        | ToClient::Userfaultfd => Ok(()),
     }
 }

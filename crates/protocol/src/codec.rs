@@ -60,11 +60,20 @@ impl Message for ToEngine<'_> {
 
 impl Message for ToClient<'_> {
     const DIRECTION: u8 = 1;
-    const KINDS: &'static [&'static str] =
-        &["Welcome", "Rejected", "Frames", "Merge", "Unmerge", "Mappings", "Unregistered", "Leave"];
+    const KINDS: &'static [&'static str] = &[
+        "Welcome",
+        "Rejected",
+        "Frames",
+        "Merge",
+        "Unmerge",
+        "Mappings",
+        "Unregistered",
+        "Leave",
+        "Userfaultfd",
+    ];
 
     fn descriptors(&self) -> usize {
-        usize::from(matches!(self, Self::Frames { .. }))
+        usize::from(matches!(self, Self::Frames { .. } | Self::Userfaultfd))
     }
 
     fn check(&self) -> Result<(), Violation> {

@@ -1,7 +1,7 @@
 //! The messages between a numerge engine and the agents inside its client programs, and the sockets
 //! that they go over.
 //!
-//! This is the specification of the protocol, version 1. It knows bytes, and neither side's insides.
+//! This is the specification of the protocol, version 2. It knows bytes, and neither side's insides.
 //!
 //! # Connection
 //!
@@ -30,11 +30,12 @@
 //!
 //! # Descriptors
 //!
-//! `Hello` and `Frames` go with one descriptor each (SCM_RIGHTS), the others with none. It is open for
-//! reading and for nothing else (O_RDONLY, not O_PATH). A message with too many or too few, or with
-//! another one, is refused, and what came is closed. What the descriptor *is*, the receiver must look
-//! at itself: an engine must not take a pagemap for that of the process at the other end
-//! ([`Socket::peer`], [`Socket::peer_pidfd`]) because somebody said so.
+//! `Hello`, `Frames` and `Userfaultfd` go with one descriptor each (SCM_RIGHTS), the others with none.
+//! It is open for reading and for nothing else (O_RDONLY, not O_PATH). A message with too many or too
+//! few, or with another one, is refused, and what came is closed. What the descriptor *is*, the
+//! receiver must look at itself: an engine must not take a pagemap for that of the process at the other
+//! end ([`Socket::peer`], [`Socket::peer_pidfd`]) because somebody said so, nor a client any descriptor
+//! for the device.
 //!
 //! # Limits
 //!
@@ -62,7 +63,9 @@
 //! # Conversation
 //!
 //! 1. The client sends `Hello`, first and once. The engine answers `Welcome` or `Rejected`; before
-//!    `Welcome` the client sends nothing more but `Bye`.
+//!    `Welcome` the client sends nothing more but `Bye`. An engine that lends its clients the device
+//!    `/dev/userfaultfd` sends `Userfaultfd` right after `Welcome`, before it answers anything else; a
+//!    client that does not need it closes it.
 //! 2. The client sends `Register` for each region, when it tracks the writes to it already. There is
 //!    no answer if all is well; if the engine does not take it, it sends `Unregistered` with an error.
 //! 3. The engine asks: `Merge`, `Unmerge`, `Mappings`. The client answers each with one `Done` of the

@@ -4,7 +4,7 @@
 //! one changes the version.
 
 /// The version of the protocol spoken here.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Most bytes of one message.
 pub const MESSAGE_BYTES: usize = 64 << 10;

@@ -228,4 +228,7 @@ pub enum ToClient<'a> {
         /// its pages memory of their own.
         keep: bool,
     },
+    /// Comes right after `Welcome`, if at all. Goes with one descriptor: the device `/dev/userfaultfd`,
+    /// open for reading only, by which the client may make userfaultfds.
+    Userfaultfd,
 }

@@ -47,14 +47,18 @@ fn descriptors_of_refused_messages_are_closed() {
         assert_eq!(is_lost, !is_counted, "{fds}: {error}");
         assert!(is_lost || fds < 10, "{fds}: {error}");
     }
+    for fds in [0, 2, 50] {
+        refused::<ToClient<'_>>(&bytes_of(&ToClient::Userfaultfd), fds, b);
+    }
     for fds in [1, 2, 50] {
         refused::<ToEngine<'_>>(&bye, fds, b);
         // Not for this end; nothing at all; too long; not of this version; no message.
         refused::<ToEngine<'_>>(&bytes_of(&FRAMES), fds, b);
         refused::<ToClient<'_>>(&hello, fds, b);
+        refused::<ToEngine<'_>>(&bytes_of(&ToClient::Userfaultfd), fds, b);
         refused::<ToEngine<'_>>(&[], fds, b);
         refused::<ToEngine<'_>>(&vec![0; (64 << 10) + 1], fds, b);
-        refused::<ToEngine<'_>>(&[0, 0, 2], fds, b);
+        refused::<ToEngine<'_>>(&[0, 0, 3], fds, b);
         refused::<ToEngine<'_>>(&hello[..hello.len() - 1], fds, b);
         refused::<ToEngine<'_>>(&[&hello[..], &[0]].concat(), fds, b);
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use numerge_engine::machine::PAGE_SIZE;
 use numerge_linux::{RemoteProcess, Serving};
 use numerge_protocol::limits::VERSION;
-use numerge_protocol::{Buffer, Reason, Socket, ToClient, ToEngine};
+use numerge_protocol::{Buffer, Reason, SendError, Socket, ToClient, ToEngine};
 use parking_lot::Mutex;
 
 use crate::book::Lie;
@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::inbox::{Inbox, Order};
 use crate::link::Link;
 use crate::memory::RemoteMemory;
+use crate::options::Options;
 use crate::pages::range;
 use crate::rejection::Rejection;
 use crate::worker::Worker;
@@ -80,8 +81,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
         is_taking_in: AtomicBool::new(false),
         serving: Mutex::new(Some(serving)),
     });
-    let welcome = ToClient::Welcome { version: VERSION, limits: host.options.quotas.limits() };
-    if !host.welcome(number, &client) || client.memory.link().send(&welcome).is_err() {
+    if !host.welcome(number, &client) || client.send_welcome(&host.options).is_err() {
         return;
     }
     host.on_behalf_of(user, |unsaid| {
@@ -146,6 +146,16 @@ fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>,
 }
 
 impl Client {
+    /// Tells the client that it is served, and lends it what it may need for that.
+    fn send_welcome(&self, options: &Options) -> Result<(), SendError> {
+        let link = self.memory.link();
+        link.send(&ToClient::Welcome { version: VERSION, limits: options.quotas.limits() })?;
+        match &options.lent_device {
+            Some(device) => link.send_lending(&ToClient::Userfaultfd, device.as_fd()),
+            None => Ok(()),
+        }
+    }
+
     /// Reads what the client says until the connection ends, or the process that a pidfd stands for.
     fn listen(&self, host: &Host, buffer: &mut Buffer, process: BorrowedFd<'_>) {
         loop {

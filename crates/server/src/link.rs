@@ -48,6 +48,15 @@ impl Link {
         self.socket.send_with(message, &[], &mut self.outgoing.lock().buffer)
     }
 
+    /// Sends a message with its descriptor.
+    pub(crate) fn send_lending(
+        &self,
+        message: &ToClient<'_>,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), SendError> {
+        self.socket.send_with(message, &[fd], &mut self.outgoing.lock().buffer)
+    }
+
     /// Sends a message, for which the client is given some time to read what it was sent before. Only
     /// for who may wait that long.
     pub(crate) fn send_patiently(&self, message: &ToClient<'_>, most: Duration) -> bool {

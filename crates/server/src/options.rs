@@ -1,8 +1,10 @@
 //! How a server is to be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use numerge_engine::EngineOptions;
+use numerge_linux::UffdDevice;
 use numerge_protocol::{Limits, limits};
 
 /// How a server is to be. What may be had by everybody has limits.
@@ -19,6 +21,9 @@ pub struct Options {
     /// A user whose programs are not served. The engine's own must be, where it serves others too: the
     /// pools' files are that user's, who may allow himself to write to them.
     pub unserved_user: Option<u32>,
+    /// Lent to every client that is served, so that those are merged that may not open it. They can have
+    /// the kernel wait for them with it, in its own accesses to their memory.
+    pub lent_device: Option<Arc<UffdDevice>>,
 }
 
 impl Default for Options {
@@ -30,6 +35,7 @@ impl Default for Options {
             quotas: Quotas::default(),
             domains: Domains::default(),
             unserved_user: None,
+            lent_device: None,
         }
     }
 }

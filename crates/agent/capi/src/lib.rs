@@ -44,7 +44,7 @@ impl From<Error> for Failure {
             Error::Foreign => libc::ECHILD,
             Error::OutOfMemory => libc::ENOMEM,
             Error::Machine(machine) => match machine {
-                Machine::NotPermitted { .. } => libc::EPERM,
+                Machine::NotPermitted { .. } | Machine::OtherDevice { .. } => libc::EPERM,
                 Machine::KernelTooOld { .. } | Machine::PageSize { .. } => libc::ENOSYS,
                 Machine::Attribute { .. } | Machine::NotAnonymous { .. } => libc::EINVAL,
                 Machine::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),

@@ -7,6 +7,7 @@
 pub mod atfork;
 pub mod exports;
 mod heap;
+pub mod locks;
 pub mod processes;
 
 use std::io::Write;

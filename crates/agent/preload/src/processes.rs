@@ -6,7 +6,7 @@ use std::ptr;
 use numerge_agent::{calls, set_errno};
 
 /// The C library's own function of this name; null if it has none.
-fn next(name: &CStr) -> *mut c_void {
+pub(crate) fn next(name: &CStr) -> *mut c_void {
     // SAFETY: looks up a name.
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
 }
@@ -174,7 +174,8 @@ pub unsafe extern "C" fn syscall(
         libc::SYS_clone3 => clone_flags(first).is_some_and(|flags| !shares_memory(flags)),
         _ => false,
     };
-    if number == libc::SYS_process_madvise {
+    // About no range at all, it is the agent that asks, or nothing to it.
+    if number == libc::SYS_process_madvise && third != 0 {
         let ranges = ptr::with_exposed_provenance(second);
         // What the kernel takes of a register for an int.
         let low = |register: usize| c_uint::try_from(register & 0xffff_ffff).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Memory that the kernel writes to when a thread ends.
+//! Memory that the kernel writes to when a thread ends, or waits for a lock.
 //!
 //! Where a thread's identifier is, or its list of robust locks, is cleared by the kernel at its end. A thread
 //! that is ending does not wait for a page that is frozen: the kernel gives up the write, and who waits for
@@ -11,7 +11,8 @@ use crate::known::{self, may_concern};
 use crate::sys;
 use numerge_engine::machine::PAGE_SIZE;
 
-/// A range is for a thread's stack, or where its end is told, until it is mapped anew.
+/// A range is for a thread's stack, or where its end is told, or a lock that the kernel writes to, until it
+/// is mapped anew.
 pub fn keep_for_thread(start: usize, len: usize) {
     let first = start - start % PAGE_SIZE;
     let pages = len.checked_add(start - first).and_then(|len| sys::pages(first, len));

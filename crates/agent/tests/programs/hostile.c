@@ -165,6 +165,12 @@ static void process_advice(void) {
     CHECK(syscall(SYS_process_madvise, self, ranges, 2, MADV_COLD, 0) == 8 * (ssize_t)PAGE);
     CHECK(syscall(SYS_process_madvise, self, ranges, 2, MADV_COLD, 1) == -1 && errno == EINVAL);
     CHECK(syscall(SYS_process_madvise, -1, ranges, 2, MADV_COLD, 0) == -1 && errno == EBADF);
+    if (done < 0)
+        CHECK(madvise(region, 4 * PAGE, MADV_DONTNEED) == 0);
+    fill(region, 1);
+    fill(region + PAGE, 2);
+    // Which it can't be before the engine knows that it was.
+    wait_merged(region, 2 * PAGE);
 }
 
 // What was merged is unmapped, and its place used for all that may be mapped there.
@@ -394,6 +400,31 @@ static void *short_lived(void *argument) {
     return argument;
 }
 
+// Locks that the kernel writes to, which can't wait for a page either, in memory merged before or after.
+static void kernels_locks(void) {
+    unsigned char *later = anonymous(PAGES);
+    memset(later, 7, PAGES * PAGE);
+    pthread_mutexattr_t inherits, robust;
+    CHECK(pthread_mutexattr_init(&inherits) == 0 && pthread_mutexattr_init(&robust) == 0);
+    CHECK(pthread_mutexattr_setprotocol(&inherits, PTHREAD_PRIO_INHERIT) == 0);
+    CHECK(pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST) == 0);
+    unsigned char *places[] = {region, later};
+    for (int n = 0; n < 2; n++) {
+        CHECK(pthread_mutex_init((void *)(places[n] + 1 * PAGE), &inherits) == 0);
+        CHECK(pthread_mutex_init((void *)(places[n] + 3 * PAGE), &robust) == 0);
+        CHECK(pthread_mutex_init((void *)(places[n] + 5 * PAGE), NULL) == 0);
+        CHECK(madvise(places[n], PAGES * PAGE, MADV_MERGEABLE) == 0);
+    }
+    for (int n = 0; n < 2; n++) {
+        wait_merged(places[n] + 4 * PAGE, (PAGES - 4) * PAGE);
+        for (int lock = 1; lock <= 3; lock += 2) {
+            CHECK(in_frames(places[n] + lock * PAGE, PAGE) == 0);
+            CHECK(pthread_mutex_lock((void *)(places[n] + lock * PAGE)) == 0);
+            CHECK(pthread_mutex_unlock((void *)(places[n] + lock * PAGE)) == 0);
+        }
+    }
+}
+
 static void own_stacks(void) {
     enum { STACK = 256 << 10 };
     unsigned char *stacks = anonymous(4 * STACK / PAGE);
@@ -526,6 +557,7 @@ int main(int argc, char **argv) {
         {"other_user", other_user},
         {"strict", strict},
         {"libraries", libraries},
+        {"kernels_locks", kernels_locks},
         {"librarys_own", librarys_own},
         {"places_that_change_hands", places_that_change_hands},
     };

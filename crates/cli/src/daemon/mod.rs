@@ -9,9 +9,11 @@ use std::fs::{self, Permissions};
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use numerge::default_socket;
+use numerge_linux::UffdDevice;
 use numerge_server::Options;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -63,6 +65,10 @@ pub(crate) struct Arguments {
     /// Started as root, becomes this user, who must be nobody else's, once the sockets are there
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Lends /dev/userfaultfd to all programs that it serves: without, only those are merged that may open
+    /// it. They can make the kernel wait for them with it: only for users that one trusts as much
+    #[arg(long)]
+    lend_userfaultfd: bool,
     /// Sets a knob; may be repeated
     #[arg(long = "set", value_name = "KNOB=VALUE")]
     settings: Vec<Setting>,
@@ -106,6 +112,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut options = Options::default();
     if let Some(path) = &arguments.config {
         options.domains = config::read(path)?;
+    }
+    if arguments.lend_userfaultfd {
+        let device = UffdDevice::open()
+            .map_err(|error| format!("--lend-userfaultfd: can't open /dev/userfaultfd: {error}"))?;
+        options.lent_device = Some(Arc::new(device));
     }
     if let Some(directory) = socket.parent().filter(|place| !place.as_os_str().is_empty()) {
         make_directory(directory)

@@ -164,6 +164,8 @@ pub(crate) struct By {
     domain: Vec<String>,
     /// An argument of prlimit(1).
     limit: Option<&'static str>,
+    /// Permissions of the device for userfaultfds.
+    device_mode: &'static str,
 }
 
 impl By {
@@ -173,7 +175,7 @@ impl By {
     }
 
     pub(crate) fn user(user: u32) -> Self {
-        Self { user, unshare: &[], domain: Vec::new(), limit: None }
+        Self { user, unshare: &[], domain: Vec::new(), limit: None, device_mode: "666" }
     }
 
     pub(crate) fn in_domain(self, name: &str) -> Self {
@@ -184,13 +186,18 @@ impl By {
         Self { limit: Some(limit), ..self }
     }
 
+    /// May not open the device for userfaultfds.
+    pub(crate) fn without_device(self) -> Self {
+        Self { device_mode: "600", ..self }
+    }
+
     pub(crate) fn unshare(self, unshare: &'static [&'static str]) -> Self {
         Self { unshare, ..self }
     }
 
-    /// A command that executes what its further arguments say, as that user, who may use userfaultfd:
-    /// in a mount namespace of its own the device is everybody's.
-    fn command(&self, bed: &Bed) -> Command {
+    /// A command that executes what its further arguments say, as that user, who may use userfaultfd
+    /// or not: in a mount namespace of its own the device is everybody's, or root's alone.
+    pub(crate) fn command(&self, bed: &Bed) -> Command {
         if self.user == rustix::process::geteuid().as_raw() && self.unshare.is_empty() {
             return Command::new("env");
         }
@@ -201,11 +208,11 @@ impl By {
         let place = bed.path("devices");
         fs::create_dir_all(&place).unwrap();
         let place = place.to_str().unwrap();
-        let user = self.user;
+        let (user, mode) = (self.user, self.device_mode);
         let unshare = self.unshare.join(" ");
         let unshare = if unshare.is_empty() { unshare } else { format!("unshare {unshare}") };
         let script = format!(
-            "set -e; mount -t tmpfs none {place}; mknod -m 666 {place}/uffd c {major} {minor}; \
+            "set -e; mount -t tmpfs none {place}; mknod -m {mode} {place}/uffd c {major} {minor}; \
              mount --bind {place}/uffd /dev/userfaultfd; \
              exec setpriv --reuid {user} --regid {user} --clear-groups {unshare} \"$@\""
         );

@@ -35,9 +35,9 @@ static int connected(void) {
     return s;
 }
 
-/* Hello: version 1, pages of 4096 bytes, the scope of an API, no domain. */
+/* Hello: version 2, pages of 4096 bytes, the scope of an API, no domain. */
 static void introduce(int s, const int *fds, size_t count) {
-    unsigned char hello[] = {0, 0, 1, 0x80, 0x20, 2, 0};
+    unsigned char hello[] = {0, 0, 2, 0x80, 0x20, 2, 0};
     char control[CMSG_SPACE(MOST * sizeof(int))];
     struct iovec bytes = {hello, sizeof hello};
     struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1};

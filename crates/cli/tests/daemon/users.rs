@@ -135,6 +135,68 @@ fn s6_clients_of_other_namespaces_are_turned_away_and_go_on() {
     other.is_whole();
 }
 
+/// Whether an ordinary user needs the device. Says so if not.
+fn device_is_needed() -> bool {
+    let setting = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap();
+    let is_needed = setting.trim() == "0";
+    if !is_needed {
+        println!("SKIPPED: vm.unprivileged_userfaultfd=1: no user needs the device");
+    }
+    is_needed
+}
+
+#[test]
+fn users_that_may_not_open_the_device_are_lent_it() {
+    if !is_root() || !device_is_needed() {
+        return;
+    }
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon(&["--user", DAEMON, "--lend-userfaultfd"]);
+    let without = || bed.program(&By::user(ONE).without_device(), PAGES, 1);
+    let mut programs = [without(), without()];
+    daemon.until_merged(PAGES, PAGES);
+    programs.iter_mut().for_each(|program| program.is_whole());
+    assert_eq!(programs[0].ask("write 7 99"), "ok");
+    daemon.scan_twice();
+    programs.iter_mut().for_each(|program| program.is_whole());
+    // Who may open it does not need it, and is merged as well.
+    programs[0] = bed.program(&By::user(ONE), PAGES, 1);
+    daemon.until_merged(PAGES, PAGES);
+    daemon.end();
+    programs.iter_mut().for_each(|program| program.is_whole());
+    assert_eq!(programs.each_ref().map(|program| program.said()), ["", ""]);
+}
+
+#[test]
+fn users_that_are_not_lent_the_device_are_told_and_go_on() {
+    if !is_root() || !device_is_needed() {
+        return;
+    }
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon(&["--user", DAEMON]);
+    let mut without = bed.program(&By::user(ONE).without_device(), PAGES, 1);
+    without.until_said("may not open a userfaultfd");
+    let mut with = [(), ()].map(|()| bed.program(&By::user(ONE), PAGES, 1));
+    daemon.until_merged(PAGES, PAGES);
+    assert_eq!(daemon.number("pages_registered"), 2 * PAGES);
+    without.is_whole();
+    with.iter_mut().for_each(|program| program.is_whole());
+}
+
+#[test]
+fn a_device_that_can_not_be_lent_is_named() {
+    if !is_root() {
+        return;
+    }
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon_command(&["--lend-userfaultfd"]);
+    let mut command = By::user(ONE).without_device().command(&bed);
+    let output = command.arg(daemon.get_program()).args(daemon.get_args()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("--lend-userfaultfd: can't open /dev/userfaultfd"), "{error}");
+}
+
 #[test]
 fn a_user_that_can_not_be_is_named() {
     let Some(bed) = Bed::new() else { return };

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use numerge::control::{Client, path_beside};
 use tempfile::TempDir;
 
+/// Options of `numerge run`.
+pub(crate) const AT_FULL_SPEED: [&str; 4] =
+    ["--set", "pages_to_scan=100000", "--set", "sleep_millisecs=0"];
+
 /// Where cargo puts what it builds for this test.
 fn built() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_numerge")).parent().unwrap().into()
@@ -88,8 +92,8 @@ impl Host {
     pub(crate) fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let socket = scratch.path().join("socket");
-        let mut daemon = numerge(&["daemon", "--set", "pages_to_scan=100000"]);
-        daemon.args(["--set", "sleep_millisecs=0", "--socket"]).arg(&socket);
+        let mut daemon = numerge(&["daemon"]);
+        daemon.args(AT_FULL_SPEED).arg("--socket").arg(&socket);
         let daemon = Running(daemon.spawn().unwrap());
         let end = Instant::now() + Duration::from_secs(20);
         let client = loop {

@@ -5,7 +5,10 @@
 mod arrays;
 mod as_ksm;
 mod bed;
+mod cases;
 mod control_dir;
 mod decay;
+mod files;
+mod hard;
 mod run;
 mod torture;

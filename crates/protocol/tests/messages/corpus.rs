@@ -1,4 +1,4 @@
-//! The kept corpus of the fuzz target, which is also what version 1 looks like in bytes.
+//! The kept corpus of the fuzz target, which is also what version 2 looks like in bytes.
 //!
 //! If a test here fails because messages have changed, the version of the protocol must change too;
 //! `NUMERGE_WRITE_CORPUS=1 cargo test -p numerge-protocol --test messages corpus` writes the corpus

@@ -79,7 +79,7 @@ fn messages_for_the_other_end_are_refused() {
 #[test]
 fn kinds_and_choices_that_there_are_not_are_refused() {
     assert_eq!(decode::<ToEngine<'_>>(&[0, 6]), Err(DecodeError::Kind { found: 6, last: 5 }));
-    assert_eq!(decode::<ToClient<'_>>(&[1, 8]), Err(DecodeError::Kind { found: 8, last: 7 }));
+    assert_eq!(decode::<ToClient<'_>>(&[1, 9]), Err(DecodeError::Kind { found: 9, last: 8 }));
     let fails_at = |bytes: &[u8], wanted: usize| match decode::<ToEngine<'_>>(bytes) {
         Err(DecodeError::Malformed { at, found, reason: Reading::Choice, .. }) => {
             assert_eq!((at, found), (wanted, bytes[wanted]));
@@ -87,8 +87,8 @@ fn kinds_and_choices_that_there_are_not_are_refused() {
         other => panic!("{other:?}"),
     };
     // Scope 3 of a Hello; then neither 0 nor 1 for its optional domain.
-    fails_at(&[0, 0, 1, 0x80, 0x20, 3, 0], 5);
-    fails_at(&[0, 0, 1, 0x80, 0x20, 2, 2], 6);
+    fails_at(&[0, 0, 2, 0x80, 0x20, 3, 0], 5);
+    fails_at(&[0, 0, 2, 0x80, 0x20, 2, 2], 6);
     // Answer 4 of a Done.
     fails_at(&[0, 4, 1, 4, 0], 3);
     let error = decode::<ToClient<'_>>(&[1, 7, 2]);

@@ -2,7 +2,7 @@
 
 use numerge_protocol::limits::{
     ADDRESS_PAGES, FILE_PAGES, FRAME_NUMBERS, MAPPINGS, MERGE_PAGES, MERGE_RUNS, REGIONS,
-    UNMERGE_PAGES, UNMERGE_RANGES,
+    UNMERGE_PAGES, UNMERGE_RANGES, VERSION,
 };
 use numerge_protocol::{
     Answer, DecodeError, EncodeError, Errno, Kpfn, Limits, Message, Outcome, OutcomeRun, Reason,
@@ -62,18 +62,22 @@ fn versions() {
     let hello =
         |version| ToEngine::Hello { version, page_size: 4096, scope: Scope::Advised, domain: None };
     let welcome = |version| ToClient::Welcome { version, limits: LIMITS };
-    taken(&hello(1));
-    taken(&welcome(1));
-    for version in [0, 2, u32::MAX] {
-        refused_saying(&hello(version), &["version", &version.to_string(), "version 1"]);
-        refused_saying(&welcome(version), &["version", &version.to_string(), "version 1"]);
+    taken(&hello(2));
+    taken(&welcome(2));
+    for version in [0, 1, 3, u32::MAX] {
+        refused_saying(&hello(version), &["version", &version.to_string(), "version 2"]);
+        refused_saying(&welcome(version), &["version", &version.to_string(), "version 2"]);
     }
 }
 
 #[test]
 fn page_sizes() {
-    let hello =
-        |page_size| ToEngine::Hello { version: 1, page_size, scope: Scope::Api, domain: None };
+    let hello = |page_size| ToEngine::Hello {
+        version: VERSION,
+        page_size,
+        scope: Scope::Api,
+        domain: None,
+    };
     for size in [4096, 16_384, 65_536] {
         taken(&hello(size));
     }
@@ -215,7 +219,7 @@ fn numbers_of_mappings() {
 
 #[test]
 fn limits_of_a_welcome() {
-    let welcome = |limits| ToClient::Welcome { version: 1, limits };
+    let welcome = |limits| ToClient::Welcome { version: VERSION, limits };
     let least = Limits { regions: 1, region_pages: 1, pages: 1, merge_runs: 1, merge_pages: 1 };
     let most = Limits {
         regions: u32::try_from(REGIONS).unwrap(),

@@ -124,6 +124,7 @@ fn to_client() -> impl Strategy<Value = ToClient<'static>> {
         (any::<u64>(), option::of(errors))
             .prop_map(|(region, error)| ToClient::Unregistered { region: RegionId(region), error }),
         any::<bool>().prop_map(|keep| ToClient::Leave { keep }),
+        Just(ToClient::Userfaultfd),
     ]
 }
 
@@ -182,7 +183,7 @@ proptest! {
     #[test]
     fn any_bytes_are_one_encoding_or_none(
         direction in 0..2_u8,
-        kind in 0..9_u8,
+        kind in 0..10_u8,
         rest in vec(prop_oneof![0..8_u8, any::<u8>()], 0..40),
     ) {
         let bytes = [&[direction, kind][..], &rest].concat();

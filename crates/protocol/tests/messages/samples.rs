@@ -64,7 +64,7 @@ pub(crate) fn to_client() -> Vec<(&'static str, ToClient<'static>)> {
     let sequence = Sequence(300);
     vec![
         ("welcome", ToClient::Welcome { version: VERSION, limits: LIMITS }),
-        ("rejected", ToClient::Rejected { reason: Reason::Version, text: "version 2".into() }),
+        ("rejected", ToClient::Rejected { reason: Reason::Version, text: "version 3".into() }),
         ("rejected-other", ToClient::Rejected { reason: Reason::Other, text: "".into() }),
         ("frames", ToClient::Frames { file: 3, pages: 1 << 18 }),
         ("merge", ToClient::Merge { sequence, runs: runs.to_vec().into() }),
@@ -76,6 +76,7 @@ pub(crate) fn to_client() -> Vec<(&'static str, ToClient<'static>)> {
             ToClient::Unregistered { region, error: Some(RegionError::Failed(Errno(14))) },
         ),
         ("leave", ToClient::Leave { keep: true }),
+        ("userfaultfd", ToClient::Userfaultfd),
     ]
 }
 

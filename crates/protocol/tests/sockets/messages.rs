@@ -113,6 +113,13 @@ fn descriptors_are_counted_when_received() {
         let ReceiveError::Descriptors(error) = error else { panic!("{error}") };
         assert_eq!(error, DescriptorError::Count { found, wanted });
     }
+    for found in [0, 2] {
+        let (one, other) = Socket::pair().unwrap();
+        send_raw(&one, &bytes_of(&ToClient::Userfaultfd), &vec![file.as_fd(); found]);
+        let error = other.receive::<ToClient<'_>>(&mut Buffer::new()).unwrap_err();
+        let ReceiveError::Descriptors(error) = error else { panic!("{error}") };
+        assert_eq!(error, DescriptorError::Count { found, wanted: 1 });
+    }
     let (one, other) = Socket::pair().unwrap();
     send_raw(&one, &bytes_of(&HELLO), &[file.as_fd(); 100]);
     let error = receive(&other).unwrap_err();
@@ -128,13 +135,15 @@ fn descriptors_that_can_be_written_to_are_refused_by_both_ends() {
     let flags = rustix::fs::OFlags::PATH.bits().cast_signed();
     let name = File::options().read(true).custom_flags(flags).open(&path).unwrap();
     for bad in [read_write, write, name] {
-        let error = one.send(&FRAMES, &[bad.as_fd()]).unwrap_err();
-        let is_access = matches!(error, SendError::Descriptors(DescriptorError::Access { .. }));
-        assert!(is_access, "{error}");
-        send_raw(&one, &bytes_of(&FRAMES), &[bad.as_fd()]);
-        let error = other.receive::<ToClient<'_>>(&mut Buffer::new()).unwrap_err();
-        let is_access = matches!(error, ReceiveError::Descriptors(DescriptorError::Access { .. }));
-        assert!(is_access, "{error}");
+        for message in [FRAMES, ToClient::Userfaultfd] {
+            let error = one.send(&message, &[bad.as_fd()]).unwrap_err();
+            let access = matches!(error, SendError::Descriptors(DescriptorError::Access { .. }));
+            assert!(access, "{error}");
+            send_raw(&one, &bytes_of(&message), &[bad.as_fd()]);
+            let error = other.receive::<ToClient<'_>>(&mut Buffer::new()).unwrap_err();
+            let access = matches!(error, ReceiveError::Descriptors(DescriptorError::Access { .. }));
+            assert!(access, "{error}");
+        }
     }
 }
 
