@@ -518,11 +518,14 @@ impl Core {
     }
 
     pub(crate) fn progress(&self) -> Progress {
+        // First: none is among them that is not among those attempted.
+        let late = self.late.len() as u64;
         Progress {
             full_scans: self.tally.full_scans.get(),
             attempted: self.tally.attempted.get(),
+            refused: self.tally.refused.get(),
             deferred: self.tally.deferred.get(),
-            late: self.late.len() as u64,
+            late,
             pages_registered: self.tally.registered.get(),
         }
     }

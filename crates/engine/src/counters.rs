@@ -40,6 +40,8 @@ pub(crate) struct Tally {
     pub(crate) broken: Counter,
     /// Merges that were planned, and those of them that have to wait.
     pub(crate) attempted: Counter,
+    /// Merges that left the page as it was, and would again.
+    pub(crate) refused: Counter,
     pub(crate) deferred: Counter,
     pub(crate) collisions: Counter,
     pub(crate) frames_refused: Counter,
@@ -131,6 +133,9 @@ pub struct Progress {
     pub full_scans: u64,
     /// Merges that were tried, in all. Where a full scan tries none, nothing is left to merge.
     pub attempted: u64,
+    /// Of these, those that are known to have left their pages as they were, and would again as long as
+    /// nothing else changes (pinned, without mappings), in all.
+    pub refused: u64,
     /// Merges put off to the next look since their programs had too much to answer, in all.
     pub deferred: u64,
     /// Merges whose programs have not answered yet.

@@ -6,7 +6,8 @@
 //! one in which
 //! - all that the clients had said at its beginning was carried out first,
 //! - each engine went over all its pages twice, from beginning to end, and as often again as there was
-//!   something to merge in the last round,
+//!   something to merge in the last round (what is refused is tried once more, and then not waited for:
+//!   what lies in a program's file may never be merged, and be found written to in every round),
 //! - the clients answered.
 //!
 //! Who sees the count rise by two has seen such a scan begin and end. All waiting has an end: a client
@@ -31,7 +32,9 @@ const SOON: Duration = Duration::from_millis(1);
 const HEAR_WAIT: Duration = Duration::from_secs(2);
 /// How often an engine goes over its pages again where there is always something to merge.
 const ROUNDS: u32 = 8;
-/// How long it does so where its clients can't keep up with it.
+/// Rounds in a row in which nothing but what is refused was tried, until there is nothing left to merge.
+const VAIN_ROUNDS: u32 = 2;
+/// How long all engines do so where their clients can't keep up with them.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long one wait for an engine is, so that the server's end is noticed.
 const ENGINE_WAIT: Duration = Duration::from_millis(20);
@@ -84,7 +87,8 @@ impl Host {
     fn full_scan(&self) -> bool {
         self.hear_all();
         let domains = self.all_domains();
-        let scanned = domains.iter().filter(|domain| self.scan(domain)).count();
+        let began = Instant::now();
+        let scanned = domains.iter().filter(|domain| self.scan(domain, began)).count();
         scanned > 0 && self.is_scanning()
     }
 
@@ -105,23 +109,25 @@ impl Host {
         }
     }
 
-    /// A domain's part of a full scan. False if it has nothing to scan, or any more.
-    fn scan(&self, domain: &Arc<Domain>) -> bool {
-        let began = Instant::now();
+    /// A domain's part of a full scan that began then. False if it has nothing to scan, or any more.
+    fn scan(&self, domain: &Arc<Domain>, began: Instant) -> bool {
         let mut unasked = self.unasked(domain);
         // One is under way, then comes a whole one.
         let Some(mut before) = self.passes(domain, 2) else { return false };
-        let (mut rounds, mut owed, mut all_answer) = (0, 0, true);
+        let (mut rounds, mut vain, mut owed, mut all_answer) = (0, 0, 0, true);
         loop {
             let Some(after) = self.passes(domain, 1) else { return false };
             let was_silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
             if (after.late > 0 || was_silent) && all_answer {
                 all_answer = self.wait_for_answers(domain);
             }
-            let is_late = after.late > 0 && all_answer;
+            let tried = after.attempted - before.attempted;
+            // What was tried just now need not be answered yet.
+            let is_late = after.late > tried && all_answer;
+            vain = if may_merge(&after) == may_merge(&before) { vain + 1 } else { 0 };
             // Who was silent for a moment is asked again when all are.
             owed = if was_silent && all_answer { RETRY_PASSES } else { owed.saturating_sub(1) };
-            let is_done = after.attempted == before.attempted && !is_late && owed == 0;
+            let is_done = (tried == 0 || vain >= VAIN_ROUNDS) && !is_late && owed == 0;
             let are_behind = after.deferred > before.deferred || is_late || owed > 0;
             if is_done || (rounds >= ROUNDS && !are_behind) || began.elapsed() > LONGEST {
                 return true;
@@ -162,6 +168,11 @@ impl Host {
             clients.iter().map(|client| client.memory.wait_for_answers()).collect();
         !answers.contains(&Answers::Silence)
     }
+}
+
+/// Merges that came about, or may yet.
+const fn may_merge(progress: &Progress) -> u64 {
+    progress.attempted.saturating_sub(progress.refused)
 }
 
 impl Client {

@@ -41,6 +41,8 @@ enum Manner {
     Pretend,
     /// Says that the question can't be carried out.
     Refuse,
+    /// The same, and what it was asked about counts as written to, as what an agent has put back does.
+    PutBack,
 }
 
 struct Agent {
@@ -160,6 +162,13 @@ impl Agent {
                 return self.done(sequence, Answer::Mappings { used: 1, limit: 1 });
             }
             Manner::Pretend => return self.done(sequence, merged(all(pages))),
+            Manner::PutBack => {
+                for run in runs {
+                    let start = usize::try_from(run.span.start.0).unwrap() * PAGE_SIZE;
+                    (0..run.span.pages).for_each(|page| rewrite(start, page));
+                }
+                return self.done(sequence, Answer::Refused(Errno(5)));
+            }
             Manner::Refuse => return self.done(sequence, Answer::Refused(Errno(5))),
             Manner::Twice => self.done(sequence, merged(all(pages))),
         }
@@ -244,6 +253,13 @@ fn write(start: usize, page: u64, content: u64) {
     unsafe {
         std::ptr::copy_nonoverlapping(content.as_ptr(), page_pointer(start, page), PAGE_SIZE);
     }
+}
+
+/// Writes to a page what is there.
+fn rewrite(start: usize, page: u64) {
+    let first = page_pointer(start, page);
+    // SAFETY: a byte of a region of this process, to which no reference exists.
+    unsafe { first.write_volatile(first.read_volatile()) };
 }
 
 fn has(start: usize, page: u64, content: u64) -> bool {
@@ -464,6 +480,7 @@ impl Agent {
                     "other-kind" => Manner::OtherKind,
                     "pretend" => Manner::Pretend,
                     "refuse" => Manner::Refuse,
+                    "put-back" => Manner::PutBack,
                     other => panic!("{other}"),
                 };
                 "ok".into()
