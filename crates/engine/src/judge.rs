@@ -347,6 +347,13 @@ impl Judge<'_> {
             }
             PageState::Unread => None,
             PageState::Seen(known) => Some(known),
+            // What a machine puts back that it could not merge counts as written to: it waits for its
+            // turn like others.
+            PageState::Held(known) | PageState::OverBudget(known)
+                if known == found && piece.reason != Reason::Again =>
+            {
+                return;
+            }
             PageState::Held(known) => {
                 tally.held.sub(1);
                 Some(known)

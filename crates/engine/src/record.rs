@@ -92,8 +92,7 @@ pub(crate) fn record(
                     core.tally.refused.add(1);
                 }
                 Outcome::Deferred => {
-                    world.record(merge.page).set(PageState::Held(merge.fingerprint));
-                    core.tally.held.add(1);
+                    world.record(merge.page).set(PageState::Seen(merge.fingerprint));
                     core.tally.deferred.add(1);
                     let (region, index) = world.locate(merge.page);
                     region.pending.add(index);

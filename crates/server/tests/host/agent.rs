@@ -43,6 +43,8 @@ enum Manner {
     Refuse,
     /// The same, and what it was asked about counts as written to, as what an agent has put back does.
     PutBack,
+    /// Carries it out, and writes to what was merged at once.
+    Restless,
 }
 
 struct Agent {
@@ -60,6 +62,8 @@ struct State {
     kept_back: Vec<(Sequence, Answer<'static>)>,
     /// Pages that it was asked to unmerge.
     unmerged: u64,
+    /// How often it was asked to merge.
+    asked: u64,
 }
 
 fn range(span: Span) -> Range<Vpn> {
@@ -152,9 +156,10 @@ impl Agent {
 
     fn merge(&self, state: &mut State, sequence: Sequence, runs: &[protocol::Run]) {
         let pages: u32 = runs.iter().map(|run| u32::try_from(run.span.pages).unwrap()).sum();
+        state.asked += 1;
         let all = |pages| vec![OutcomeRun { outcome: protocol::Outcome::Merged, pages }];
         match state.manner {
-            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge => {}
+            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge | Manner::Restless => {}
             Manner::Short => return self.done(sequence, merged(all(pages + 1))),
             Manner::Long => return self.done(sequence, merged(all((pages - 1).max(1) + 5))),
             Manner::Unasked => return self.done(Sequence(sequence.0 + 1000), merged(all(pages))),
@@ -163,18 +168,17 @@ impl Agent {
             }
             Manner::Pretend => return self.done(sequence, merged(all(pages))),
             Manner::PutBack => {
-                for run in runs {
-                    let start = usize::try_from(run.span.start.0).unwrap() * PAGE_SIZE;
-                    (0..run.span.pages).for_each(|page| rewrite(start, page));
-                }
+                runs.iter().for_each(rewrite);
                 return self.done(sequence, Answer::Refused(Errno(5)));
             }
             Manner::Refuse => return self.done(sequence, Answer::Refused(Errno(5))),
             Manner::Twice => self.done(sequence, merged(all(pages))),
         }
-        let runs: Vec<Run> = runs.iter().map(to_run).collect();
         let (mut outcomes, mut told) = (Vec::new(), Vec::new());
-        self.memory.merge(&runs, &mut outcomes);
+        self.memory.merge(&runs.iter().map(to_run).collect::<Vec<_>>(), &mut outcomes);
+        if state.manner == Manner::Restless {
+            runs.iter().for_each(rewrite);
+        }
         outcomes.into_iter().for_each(|outcome| OutcomeRun::push(&mut told, to_protocol(outcome)));
         if state.manner == Manner::Slow {
             state.kept_back.push((sequence, merged(told)));
@@ -255,11 +259,14 @@ fn write(start: usize, page: u64, content: u64) {
     }
 }
 
-/// Writes to a page what is there.
-fn rewrite(start: usize, page: u64) {
-    let first = page_pointer(start, page);
-    // SAFETY: a byte of a region of this process, to which no reference exists.
-    unsafe { first.write_volatile(first.read_volatile()) };
+/// Writes to pages what is there.
+fn rewrite(run: &protocol::Run) {
+    let start = usize::try_from(run.span.start.0).unwrap() * PAGE_SIZE;
+    for page in 0..run.span.pages {
+        let first = page_pointer(start, page);
+        // SAFETY: a byte of a region of this process, to which no reference exists.
+        unsafe { first.write_volatile(first.read_volatile()) };
+    }
 }
 
 fn has(start: usize, page: u64, content: u64) -> bool {
@@ -352,6 +359,7 @@ fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<A
         news: "connected".into(),
         kept_back: Vec::new(),
         unmerged: 0,
+        asked: 0,
     };
     let agent = Arc::new(Agent { memory, view, socket, state: Mutex::new(state) });
     let serving = Arc::clone(&agent);
@@ -481,11 +489,13 @@ impl Agent {
                     "pretend" => Manner::Pretend,
                     "refuse" => Manner::Refuse,
                     "put-back" => Manner::PutBack,
+                    "restless" => Manner::Restless,
                     other => panic!("{other}"),
                 };
                 "ok".into()
             }
             "unmerged" => self.state.lock().unwrap().unmerged.to_string(),
+            "asked" => self.state.lock().unwrap().asked.to_string(),
             "kept-back" => self.state.lock().unwrap().kept_back.len().to_string(),
             "answer" => {
                 let mut state = self.state.lock().unwrap();
