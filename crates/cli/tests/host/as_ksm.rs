@@ -7,6 +7,10 @@ use crate::bed::{c_program, can_merge, numerge};
 
 const KERNELS: &str = "/sys/kernel/mm/ksm";
 
+/// The kernel counts what other programs of this machine mark meanwhile, other tests' for example. So it
+/// has several tries; what is wrong with ours is wrong beside each.
+const KERNELS_RUNS: usize = 3;
+
 /// `sh -c` below `numerge run --as-ksm`, in the directory: what it printed.
 fn shell(options: &[&str], script: &str) -> String {
     let script = format!("set -e; cd {KERNELS}; {script}");
@@ -100,17 +104,23 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
     // All of it takes minutes.
     let mib = std::env::var("NUMERGE_KSM_USER_MIB").unwrap_or_else(|_| "4".into());
     let user = c_program("ksm_user.c");
-    // With the kernel, what is written in the midst of a scan takes some more.
-    let Some(kernels) = by_ksmd(&user, "6", &mib) else { return };
-    let user = user.to_str().unwrap();
-    let output = numerge(&["run", "--as-ksm", "--", user, "2", &mib]).output().unwrap();
+    let command = ["run", "--as-ksm", "--", user.to_str().unwrap(), "2", &mib];
+    let output = numerge(&command).output().unwrap();
     let ours = String::from_utf8(output.stdout).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}{ours}");
-    assert!(kernels.lines().count() > 40, "{kernels}");
-    let differences: Vec<_> =
-        kernels.lines().zip(ours.lines()).filter(|(kernels, ours)| kernels != ours).collect();
-    assert!(kernels == ours, "the kernel's and ours: {differences:#?}");
+    let mut differences = Vec::new();
+    for _ in 0..KERNELS_RUNS {
+        // With the kernel, what is written in the midst of a scan takes some more.
+        let Some(kernels) = by_ksmd(&user, "6", &mib) else { return };
+        assert!(kernels.lines().count() > 40, "{kernels}");
+        if kernels == ours {
+            return;
+        }
+        let pairs = kernels.lines().zip(ours.lines()).filter(|(kernels, ours)| kernels != ours);
+        differences.push(pairs.map(|(a, b)| [a.to_owned(), b.to_owned()]).collect::<Vec<_>>());
+    }
+    panic!("the kernel's and ours: {differences:#?}");
 }
 
 /// What it sees with ksmd; None, with the reason printed, if that is in use.
