@@ -264,14 +264,17 @@ impl<'a> Session<'a> {
 
     /// Looks at what was noted, if it is time. Gives how long to sleep.
     fn look_if_due(&mut self, limits: &Limits) -> Result<Duration, End> {
-        let (ready, time) = enter().ok_or(End::ForNow)?.noted(LOOK_RANGES);
+        let here = enter().ok_or(End::ForNow)?;
+        let ((ready, time), is_urgent) = (here.noted(LOOK_RANGES), here.waiting > 0);
+        drop(here);
         if ready.is_empty() {
             self.noted_since = None;
             return Ok(IDLE);
         }
         let now = Instant::now();
         let due = (*self.noted_since.get_or_insert(now) + LOOK_DELAY).max(self.next_look);
-        if let Some(left) = due.checked_duration_since(now).filter(|left| !left.is_zero()) {
+        let left = due.checked_duration_since(now).filter(|left| !left.is_zero() && !is_urgent);
+        if let Some(left) = left {
             return Ok(left.min(IDLE));
         }
         // They were made known before they were noted.
@@ -388,7 +391,9 @@ const fn to_protocol(outcome: machine::Outcome) -> Outcome {
         machine::Outcome::Merged => Outcome::Merged,
         machine::Outcome::Differs => Outcome::Differs,
         // This memory answers at once.
-        machine::Outcome::Pinned | machine::Outcome::Late => Outcome::Pinned,
+        machine::Outcome::Pinned | machine::Outcome::Late | machine::Outcome::Deferred => {
+            Outcome::Pinned
+        }
         machine::Outcome::Refused => Outcome::Refused,
         machine::Outcome::Gone => Outcome::Gone,
         machine::Outcome::Exhausted => Outcome::Exhausted,

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arrays;
+mod as_ksm;
 mod bed;
 mod cases;
+mod control_dir;
 mod decay;
 mod files;
 mod hard;
