@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arrays;
-mod as_ksm;
 mod bed;
 mod cases;
 mod control_dir;
