@@ -7,6 +7,7 @@ mod bed;
 mod cases;
 mod decay;
 mod files;
+mod guests;
 mod hard;
 mod redis;
 mod run;
