@@ -13,13 +13,13 @@ pub(crate) const AT_FULL_SPEED: [&str; 4] =
     ["--set", "pages_to_scan=100000", "--set", "sleep_millisecs=0"];
 
 /// Where cargo puts what it builds for this test.
-fn built() -> PathBuf {
+pub(crate) fn built() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_numerge")).parent().unwrap().into()
 }
 
 /// What a test run alone does not have cargo build, built the first time: the preload library, of which
 /// cargo builds for tests only what is Rust, and the examples that are run as programs.
-fn build() {
+pub(crate) fn build() {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
         for what in [&["-p", "numerge-agent-preload"][..], &["-p", "numerge", "--examples"]] {

@@ -8,6 +8,7 @@ mod cases;
 mod control_dir;
 mod decay;
 mod files;
+mod guests;
 mod hard;
 mod redis;
 mod run;
