@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::files;
+use crate::metrics::{self, Metrics};
 
 /// Between looks at whether questions are still being answered.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -94,6 +95,7 @@ impl Sockets {
 pub(crate) struct Host {
     /// Gone before the server is.
     files: Option<ControlFs>,
+    metrics: Option<Metrics>,
     control: Listener,
     server: Arc<Server>,
 }
@@ -114,7 +116,13 @@ impl Host {
         server.set(Knob::Run, run.map_or(1, |setting| setting.value))?;
         let answers = Arc::new(Answering(Arc::downgrade(&server)));
         let control = Listener::serve(sockets.control, sockets.control_path, answers)?;
-        Ok(Self { files: None, control, server })
+        Ok(Self { files: None, metrics: None, control, server })
+    }
+
+    /// Answers who asks for metrics, until the end.
+    pub(crate) fn give_metrics(&mut self, socket: metrics::Socket) -> io::Result<()> {
+        self.metrics = Some(Metrics::serve(socket, Arc::downgrade(&self.server))?);
+        Ok(())
     }
 
     /// Shows control files at a directory, until the end.
@@ -141,8 +149,9 @@ impl Host {
     /// Ends. With `keep`, what is merged stays so for as long as its programs live; else all of it is
     /// unmerged first, as far as they answer. Gives how many did not.
     pub(crate) fn shut_down(self, keep: bool) -> usize {
-        let Self { files, control, mut server } = self;
+        let Self { files, metrics, control, mut server } = self;
         drop(files);
+        drop(metrics);
         drop(control);
         // Requests that are being answered come to an end.
         loop {

@@ -5,6 +5,7 @@ mod daemon;
 mod files;
 mod host;
 mod merge;
+mod metrics;
 mod run;
 
 use std::process::ExitCode;

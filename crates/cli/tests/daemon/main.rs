@@ -6,5 +6,6 @@ mod bed;
 mod endings;
 mod hostile;
 mod limits;
+mod metrics;
 mod systemd;
 mod users;
