@@ -13,12 +13,13 @@ use std::time::Duration;
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
 use numerge::{Knob, Options as EngineOptions};
 use numerge_control_fs::{ControlFs, MountError, errno};
-use numerge_server::{Options, Server};
+use numerge_server::{Domain, Options, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::files;
 use crate::metrics::{self, Metrics};
+use crate::value;
 
 /// Between looks at whether questions are still being answered.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -43,7 +44,7 @@ impl FromStr for Setting {
         let (name, value) = text.split_once('=').ok_or("KNOB=VALUE is wanted")?;
         let knob = Knob::from_name(name)
             .ok_or_else(|| format!("no knob '{name}': there are {}", known()))?;
-        let value = value.parse().map_err(|_| format!("'{value}' is not a number"))?;
+        let value = value::parse(knob, value)?;
         Ok(Self { knob, value })
     }
 }
@@ -189,6 +190,7 @@ impl Answers for Answering {
                 None => unknown(&name),
             },
             Request::Status => Answer::Status(status(&server)),
+            Request::Nodes => Answer::Nodes(nodes(&server)),
         }
     }
 }
@@ -208,8 +210,38 @@ fn status(server: &Server) -> Value {
             })
         })
         .collect();
+    let domain = |domain: &Arc<Domain>| {
+        let mut fields = numerge::json::counters(&domain.engine().counters());
+        fields.insert("name".into(), domain.id().to_string().into());
+        Value::Object(fields)
+    };
+    let domains: Vec<Value> = server.domains().iter().map(domain).collect();
+    status.insert("domains".into(), domains.into());
     status.insert("clients".into(), clients.into());
     Value::Object(status)
+}
+
+/// Takes as long as there are frames.
+fn nodes(server: &Server) -> Value {
+    server
+        .nodes()
+        .iter()
+        .map(|node| {
+            json!({
+                "name": format!("node {}", node.nid),
+                "online": node.online,
+                "pages_registered": node.pages_home,
+                "pages_shared": node.pages_shared,
+                "pages_sharing": node.pages_sharing,
+                "pages_scanned": node.pages_scanned,
+                "pages_scanned_remote": node.pages_scanned_remote,
+                "sharers_remote": node.sharers_remote,
+                "metadata_bytes": node.metadata_bytes,
+                "metadata_bytes_remote": node.metadata_bytes_remote,
+            })
+        })
+        .collect::<Vec<Value>>()
+        .into()
 }
 
 /// A server of one command's own, at a socket that nobody else can reach.

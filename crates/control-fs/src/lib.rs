@@ -30,3 +30,4 @@ mod writes;
 
 pub use mount::{ControlFs, MountError};
 pub use source::{Source, errno};
+pub use text::{MODES, parse};

@@ -4,6 +4,7 @@
 
 mod arrays;
 mod as_ksm;
+mod asking;
 mod bed;
 mod cases;
 mod control_dir;
