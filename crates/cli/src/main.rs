@@ -7,6 +7,7 @@ mod generate;
 mod host;
 mod merge;
 mod metrics;
+mod recent;
 mod run;
 mod value;
 

@@ -8,4 +8,5 @@ mod hostile;
 mod limits;
 mod metrics;
 mod systemd;
+mod unmerging;
 mod users;

@@ -11,5 +11,6 @@ mod control_dir;
 mod decay;
 mod files;
 mod hard;
+mod polled;
 mod run;
 mod torture;
