@@ -11,7 +11,7 @@ use numerge_protocol::Scope;
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::known::{self, hull};
+use crate::known::{self, EVERYTHING, hull};
 use crate::service;
 use crate::space::Space;
 use crate::sys;
@@ -319,6 +319,44 @@ impl Here {
             self.unnote(pages);
         }
         Ok(self)
+    }
+
+    /// Makes a call that locks all memory, or unlocks it. Whether what the program maps afterwards
+    /// `will_be_locked`.
+    pub(crate) fn locking(
+        mut self,
+        will_be_locked: bool,
+        call: impl FnOnce() -> sys::Answer,
+    ) -> sys::Answer {
+        self.locking += 1;
+        let mut here = match self.let_go(&EVERYTHING) {
+            Ok(here) => here,
+            Err(error) => {
+                if let Some(mut here) = enter() {
+                    here.locking -= 1;
+                }
+                return Err(error);
+            }
+        };
+        if let Some(client) = here.client() {
+            let job = client.give_up_room(&here.held);
+            drop(here);
+            job.wait();
+            here = enter().ok_or(libc::ENOMEM)?;
+            drop(job); // as in let_go()
+        }
+        let answer = call();
+        here.locking -= 1;
+        if answer.is_ok() {
+            here.maps_locked = will_be_locked;
+        }
+        if let Some(client) = here.client().filter(|_| !here.maps_locked) {
+            client.memory.unlock(&here.held);
+            // The engine is to send its files again.
+            here.reconnect();
+        }
+        here.note(&EVERYTHING);
+        answer
     }
 
     /// Puts fresh memory where pages that the process inherited are in file mappings.

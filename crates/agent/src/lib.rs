@@ -55,6 +55,7 @@ mod told;
 pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
+pub use numerge_linux::place_for;
 pub use sys::{Answer, errno, set_errno};
 pub use threads::keep_until_last;
 

@@ -229,8 +229,9 @@ impl SwapIf for AtomicPtr<Chunk> {
 fn new_bits(before: *mut Chunk) -> Result<*mut Chunk, OutOfMemory> {
     let usable = register(libc::PROT_READ | libc::PROT_WRITE);
     let flags = register(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-    let arguments = [0, size_of::<Chunk>(), usable, flags, usize::MAX, 0];
-    // SAFETY: asks for new memory at a place of the kernel's choice. (Not from the heap, for the program's
+    let place = numerge_linux::place_for(size_of::<Chunk>()).addr();
+    let arguments = [place, size_of::<Chunk>(), usable, flags, usize::MAX, 0];
+    // SAFETY: asks for new memory where nothing is. (Not from the heap, for the program's
     // threads come here with nothing held back.)
     let made = unsafe { sys::call(libc::SYS_mmap, &arguments) }.map_err(|_| OutOfMemory)?;
     let bits = ptr::with_exposed_provenance_mut::<Chunk>(made);

@@ -22,9 +22,16 @@ impl Reserve {
     /// What the system said.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let arguments =
-            [0, MAPPINGS * PAGE_SIZE, register(libc::PROT_NONE), register(flags), usize::MAX, 0];
-        // SAFETY: asks for new memory at a place of the kernel's choice.
+        let place = numerge_linux::place_for(MAPPINGS * PAGE_SIZE).addr();
+        let arguments = [
+            place,
+            MAPPINGS * PAGE_SIZE,
+            register(libc::PROT_NONE),
+            register(flags),
+            usize::MAX,
+            0,
+        ];
+        // SAFETY: asks for new memory where nothing is.
         let start = unsafe { sys::call(libc::SYS_mmap, &arguments) };
         let made = Self { start: start.map_err(io::Error::from_raw_os_error)? };
         for page in (0..MAPPINGS).step_by(2) {

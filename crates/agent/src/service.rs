@@ -58,6 +58,8 @@ pub(crate) fn run() {
         }
     };
     if let Some(mut here) = enter() {
+        // Should the program have locked all memory a moment ago.
+        client.memory.unlock(&here.held);
         here.client = Some(client.clone());
     }
     let mut rest = Rest::new();

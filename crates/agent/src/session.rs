@@ -186,8 +186,11 @@ impl<'a> Session<'a> {
             }
             ToClient::Frames { file, pages } => {
                 // What can't be taken in can't be merged with: see `merge`.
-                for fd in fds.into_iter().filter(|_| pages == FILE_PAGES) {
-                    let _ = self.client.frames.add(file.into(), fd);
+                if let Some(here) = enter().filter(|here| !here.is_locked()) {
+                    for fd in fds.into_iter().filter(|_| pages == FILE_PAGES) {
+                        let _ = self.client.frames.add(file.into(), fd);
+                    }
+                    drop(here);
                 }
             }
             ToClient::Unregistered { region, error } => self.unregistered(region.0, error),
@@ -302,6 +305,9 @@ impl<'a> Session<'a> {
         for part in parts {
             // One by one: the program's threads wait meanwhile.
             let mut here = enter().ok_or(End::ForNow)?;
+            if here.is_locked() {
+                return Ok(()); // looked at again afterwards
+            }
             for pages in here.still_noted(&part.pages, time) {
                 let mut at = pages.start;
                 while at < pages.end {

@@ -64,6 +64,10 @@ pub(crate) struct Space {
     pub(crate) deaf: bool,
     /// There is an engine to be told.
     pub(crate) connected: bool,
+    /// What the program maps is locked (MCL_FUTURE).
+    pub(crate) maps_locked: bool,
+    /// Threads that are locking or unlocking all its memory.
+    pub(crate) locking: u32,
     /// Too much had to be told: the connection is of no use any more.
     pub(crate) overflown: bool,
     /// What merges, once it has been started.
@@ -141,7 +145,7 @@ impl Space {
     /// What was gone before has to wait until the engine has heard of that.
     pub(crate) fn noted(&self, most: usize) -> (Vec<Range<Vpn>>, u64) {
         let mut ready = Vec::new();
-        for (pages, _) in self.noted.iter() {
+        for (pages, _) in self.noted.iter().filter(|_| !self.is_locked()) {
             let mut at = pages.start;
             while at < pages.end && ready.len() < most {
                 let gone = self.gone.next_in(&(at..pages.end)).map(|(gone, _)| gone);
@@ -263,6 +267,16 @@ impl Space {
             }
         }
         self.push(Out::Gone(pages));
+    }
+
+    /// Whether nothing may be registered, for mappings that are made for it would be locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.maps_locked || self.locking > 0
+    }
+
+    /// Ends the connection, and begins anew.
+    pub(crate) fn reconnect(&mut self) {
+        self.overflown = self.connected;
     }
 
     /// Queues a message, if there is anybody to tell.

@@ -1,6 +1,5 @@
 //! The agent's own threads.
 //!
-//! Their stacks are mapped by the C library, whose calls do not come by here, so they are never merged.
 //! All signals are kept from them: the program's handlers are for its own threads.
 //!
 //! They have a table of files of their own. So the program can close whatever it finds open, and use any
@@ -15,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use numerge_linux::Quiet;
+use numerge_linux::start_thread;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -25,15 +24,12 @@ const STACK_BYTES: usize = 256 << 10;
 /// Starts a thread that lives as long as the process. This may call the program's malloc, which may come
 /// back to us: nothing may be held.
 pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    // A thread inherits this from who starts it.
-    let _quiet = Quiet::begin();
-    let builder = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES);
     let counted = move || {
         ALIVE.fetch_add(1, Ordering::Relaxed); // a counter
         run();
         ALIVE.fetch_sub(1, Ordering::Relaxed); // as above
     };
-    builder.spawn(counted).map(|_| ())
+    start_thread(name, STACK_BYTES, counted).map(|_| ())
 }
 
 /// Gives the calling thread, and those it starts from now on, files of their own: none.

@@ -1,9 +1,9 @@
 //! What the program has marked by madvise(2) is known to the engine when the call returns, as it is to
 //! the kernel: who waits then for full scans to be over waits for the right ones.
 //!
-//! Without an engine, or with one that does not listen, the call returns all the same. Nor does a program
-//! that marks very much in many calls wait each time: after a second of waiting, it waits a tenth of the
-//! time at most.
+//! Without an engine, with one that does not listen, or where all memory is locked, the call returns all
+//! the same. Nor does a program that marks very much in many calls wait each time: after a second of
+//! waiting, it waits a tenth of the time at most.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ pub(crate) fn wait(pages: &Range<Vpn>) {
         let is_late = now >= began + LONGEST;
         // When what was waited before is made up for.
         let even = here.even.map_or(now, |even| even.max(now));
-        if is_told || here.deaf || is_late || even > now + LONGEST * SHARE {
+        if is_told || here.deaf || here.is_locked() || is_late || even > now + LONGEST * SHARE {
             here.deaf |= is_late && !is_told;
             here.even = Some(even + (now - began) * SHARE);
             here.waiting = here.waiting.saturating_sub(1);

@@ -102,20 +102,31 @@ pub(crate) fn drop_moved_candidates(
     true
 }
 
-/// Places what is queued now.
+/// Places what is queued now. Frames with a lone sharer come last, for that is better merged into another.
 pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle, shard: &Shard) {
-    let (mut nids, mut content) = (Vec::with_capacity(1), [0; PAGE_SIZE]);
-    for _ in 0..core.forest.queued_len() {
-        let Some(queued) = core.forest.take_queued(&reader.pin()) else { return };
+    let (mut batch, mut nids, mut content) = (Vec::new(), Vec::new(), [0; PAGE_SIZE]);
+    let mut left = core.forest.queued_len();
+    while left > 0 {
+        let take = || core.forest.take_queued(&reader.pin());
+        batch.extend(std::iter::from_fn(take).take(left.min(WALKED)));
+        if batch.is_empty() {
+            return;
+        }
+        left -= batch.len();
+        // Cached: others give shares up meanwhile.
+        batch.sort_by_cached_key(|queued| (core.forest.sharers(queued.kpfn()) == 1, queued.kpfn()));
+        let kpfns: Vec<Kpfn> = batch.iter().map(Queued::kpfn).collect();
         nids.clear();
-        core.frames.nodes_of(&[queued.kpfn()], &mut nids);
-        match core.node_of(&nids, 0) {
-            Some(node) => {
-                core.frames.read(queued.kpfn(), &mut content);
-                place(core, world, reader, shard, queued, node, &content);
+        core.frames.nodes_of(&kpfns, &mut nids);
+        for (n, queued) in batch.drain(..).enumerate() {
+            match core.node_of(&nids, n) {
+                Some(node) => {
+                    core.frames.read(queued.kpfn(), &mut content);
+                    place(core, world, reader, shard, queued, node, &content);
+                }
+                // Nobody can say where it is: it waits until someone can.
+                None => core.forest.requeue(queued),
             }
-            // Nobody can say where it is: it waits until someone can.
-            None => core.forest.requeue(queued),
         }
     }
 }

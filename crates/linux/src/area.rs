@@ -7,6 +7,7 @@ use numerge_engine::machine::{PAGE_SIZE, Vpn};
 
 use crate::maps::Attributes;
 use crate::num::PAGE_SHIFT;
+use crate::place::place_for;
 use crate::sys;
 use crate::uffd::Span;
 
@@ -34,8 +35,8 @@ impl Area {
         let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let none = libc::PROT_NONE;
         let lazily = anonymous | libc::MAP_NORESERVE;
-        // SAFETY: asks for a mapping at an address of the kernel's choice; no memory is touched.
-        let base = unsafe { sys::map(std::ptr::null_mut(), outer, none, lazily, -1, 0) }?;
+        // SAFETY: asks for a mapping where nothing is; no memory is touched.
+        let base = unsafe { sys::map(place_for(outer), outer, none, lazily, -1, 0) }?;
         let start = NonNull::new(base.wrapping_add(PAGE_SIZE)).ok_or(io::ErrorKind::OutOfMemory)?;
         // Unmaps all of it if anything fails from here on.
         let area = Self { start, pages };

@@ -14,14 +14,15 @@
 //! one, are private and of the right content. The kernel treats them as it would anonymous memory in
 //! all but a few calls; [`discard`](ProcessMemory::discard) is what MADV_DONTNEED has to be there.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 
-use numerge_engine::machine::{MemoryError, Vpn};
+use numerge_engine::machine::{MemoryError, PAGE_SIZE, Vpn};
 
 use crate::error::Error;
 use crate::fork::AddressSpace;
+use crate::lookup::protections;
 use crate::maps::{self, Attributes, Mapping};
 use crate::memory::{ProcessMemory, Tables, span};
 use crate::num::{PAGE_SHIFT, count, pointer, size};
@@ -187,6 +188,21 @@ impl ProcessMemory {
         Ok(fresh)
     }
 
+    /// Unmaps the empty memory kept for mappings that are registered. None may be, before and after.
+    pub fn give_up_empties(&self, _space: &AddressSpace) {
+        self.tables().empties.clear();
+    }
+
+    /// After the program has locked all its memory, ours with it: what is needed for merging must not be, and
+    /// must be empty.
+    pub fn unlock(&self, _space: &AddressSpace) {
+        let len = self.staging.pages() * PAGE_SIZE;
+        // SAFETY: memory of ours, which is empty while the address space is held.
+        let _ = unsafe { libc::syscall(libc::SYS_munlock, self.staging.as_ptr(), len) };
+        // SAFETY: as above. Can't fail now that it is not locked.
+        let _ = unsafe { sys::advise(self.staging.as_ptr(), len, libc::MADV_DONTNEED) };
+    }
+
     /// Nothing in `pages` is merged from now on.
     pub fn let_go_begin(&self, _space: &AddressSpace, pages: &Range<Vpn>) {
         self.tables().leaving.insert(pages.clone(), ());
@@ -284,12 +300,7 @@ impl ProcessMemory {
 /// # Errors
 /// If /proc can't be read.
 pub fn mappings_in(pages: &Range<Vpn>) -> io::Result<Vec<Range<Vpn>>> {
-    let maps = fs::read_to_string("/proc/thread-self/maps")?;
-    let clipped = maps.lines().filter_map(Mapping::parse).map(|mapping| {
-        let start = Vpn(mapping.bytes.start >> PAGE_SHIFT).max(pages.start);
-        start..Vpn(mapping.bytes.end >> PAGE_SHIFT).min(pages.end)
-    });
-    Ok(clipped.filter(|part| part.start < part.end).collect())
+    Ok(protections(pages)?.into_iter().map(|(part, _)| part).collect())
 }
 
 fn parts(files: &Ranges<Attributes>, pages: &Range<Vpn>) -> Vec<(Range<Vpn>, Attributes)> {
@@ -342,23 +353,4 @@ fn lay(pages: &Range<Vpn>, protection: i32, attributes: Attributes) -> io::Resul
         unsafe { sys::advise(start, len, advice) }?;
     }
     attributes.give_to(start, len)
-}
-
-/// The mappings of `pages`, with their protection as in mmap(2). (By way of the thread, for a process whose
-/// first thread has ended shows none.)
-fn protections(pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
-    let maps = fs::read_to_string("/proc/thread-self/maps")?;
-    let mut found = Vec::new();
-    for mapping in maps.lines().filter_map(Mapping::parse) {
-        let start = Vpn(mapping.bytes.start >> PAGE_SHIFT).max(pages.start);
-        let end = Vpn(mapping.bytes.end >> PAGE_SHIFT).min(pages.end);
-        if start >= end {
-            continue;
-        }
-        let bits = [('r', libc::PROT_READ), ('w', libc::PROT_WRITE), ('x', libc::PROT_EXEC)];
-        let has = |letter| mapping.permissions.contains(letter);
-        let protection = bits.iter().filter(|(letter, _)| has(*letter)).map(|(_, bit)| bit).sum();
-        found.push((start..end, protection));
-    }
-    Ok(found)
 }

@@ -6,15 +6,17 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::fork;
+use crate::thread::{Thread, start_thread};
 use crate::uffd::{MESSAGE_BYTES, Uffd};
 
 /// Events taken in one read.
 const BATCH: usize = 16;
+/// More than those take.
+const STACK_BYTES: usize = 64 << 10;
 /// What there may be to read.
 const EVENT: epoll::EventData = epoll::EventData::new_u64(0);
 const STOP: epoll::EventData = epoll::EventData::new_u64(1);
@@ -23,7 +25,7 @@ const STOP: epoll::EventData = epoll::EventData::new_u64(1);
 #[derive(Debug)]
 pub(crate) struct EventReader {
     stop: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread>,
     depth: u64,
 }
 
@@ -37,15 +39,10 @@ impl EventReader {
         epoll::add(&ready, uffd.fd(), EVENT, epoll::EventFlags::IN)?;
         epoll::add(&ready, &stop, STOP, epoll::EventFlags::IN)?;
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("numerge-events".into())
-            .stack_size(64 << 10)
-            .spawn(move || {
-                // A signal handler that ran here and touched a frozen page would stop the reader.
-                let _ = fork::block_signals();
-                read_until(&uffd, &ready);
-                drop(stopped);
-            })?;
+        let thread = start_thread("numerge-events", STACK_BYTES, move || {
+            read_until(&uffd, &ready);
+            drop(stopped);
+        })?;
         Ok(Self { stop, thread: Some(thread), depth: fork::depth() })
     }
 }
@@ -73,8 +70,7 @@ impl Drop for EventReader {
         }
         let stopped = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes());
         if let (Ok(_), Some(thread)) = (stopped, self.thread.take()) {
-            // It can't have panicked; if it did, there is nothing left to stop.
-            let _ = thread.join();
+            thread.join();
         }
     }
 }

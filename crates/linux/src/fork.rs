@@ -102,7 +102,7 @@ impl AddressSpace {
 }
 
 /// Keeps all signals from this thread and gives the mask it had.
-pub(crate) fn block_signals() -> libc::sigset_t {
+fn block_signals() -> libc::sigset_t {
     let mut all = std::mem::MaybeUninit::uninit();
     let mut before = std::mem::MaybeUninit::uninit();
     // SAFETY: sigfillset initialises `all`, and pthread_sigmask, which can't fail with these

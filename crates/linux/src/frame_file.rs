@@ -10,6 +10,7 @@ use numerge_engine::machine::PAGE_SIZE;
 use numerge_topology::Nid;
 
 use crate::num::{PAGE_BYTES, size};
+use crate::place::place_for;
 use crate::sys;
 
 /// log2 of [`FILE_FRAMES`].
@@ -70,10 +71,10 @@ impl FrameFile {
     /// `writable`.
     pub(crate) fn map(file: File, writable: bool) -> io::Result<Self> {
         let write = if writable { libc::PROT_WRITE } else { 0 };
-        // SAFETY: asks for a mapping at an address of the kernel's choice; the file can't shrink.
+        // SAFETY: asks for a mapping where nothing is; the file can't shrink.
         let base = unsafe {
             sys::map(
-                std::ptr::null_mut(),
+                place_for(size(FILE_BYTES)),
                 size(FILE_BYTES),
                 libc::PROT_READ | write,
                 libc::MAP_SHARED,

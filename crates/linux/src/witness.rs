@@ -18,6 +18,7 @@ use std::ptr::NonNull;
 use numerge_engine::machine::PAGE_SIZE;
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use crate::place::place_for;
 use crate::sys;
 
 /// A mapping that forks inherit.
@@ -37,10 +38,10 @@ impl Witness {
             "numerge-witness",
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL,
         )?;
-        // SAFETY: asks for a mapping at an address of the kernel's choice; never accessed.
+        // SAFETY: asks for a mapping where nothing is; never accessed.
         let mapped = unsafe {
             sys::map(
-                std::ptr::null_mut(),
+                place_for(PAGE_SIZE),
                 PAGE_SIZE,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,

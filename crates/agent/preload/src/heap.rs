@@ -3,14 +3,19 @@
 //! The program's malloc can't be used: its memory may be merged, so a thread of the agent could wait for
 //! a page that it has frozen itself; and it may be that malloc that called the agent, with its locks held.
 //!
+//! Where the kernel gives no more, because the program has used up all mappings that it may have, the heap has
+//! some memory that was there from the beginning: without it the agent could not even give mappings back.
+//!
 //! A fork waits until nobody is in here, and the child finds it free.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::UnsafeCell;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlmalloc::{Allocator, Dlmalloc};
+use numerge_agent::place_for;
 
 /// Memory in pieces from the kernel, by raw system calls.
 struct Kernel;
@@ -22,12 +27,12 @@ unsafe impl Allocator for Kernel {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
         let usable = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: asks for new memory at a place of the kernel's choice.
-        let made = unsafe {
-            libc::syscall(libc::SYS_mmap, ptr::null::<u8>(), size, usable, flags, -1_i64, 0_i64)
-        };
+        let place = place_for(size);
+        // SAFETY: asks for new memory where nothing is.
+        let made =
+            unsafe { libc::syscall(libc::SYS_mmap, place, size, usable, flags, -1_i64, 0_i64) };
         if made == -1 {
-            return (ptr::null_mut(), 0, 0);
+            return LAST.take(size).unwrap_or((ptr::null_mut(), 0, 0));
         }
         (ptr::with_exposed_provenance_mut(usize::from_ne_bytes(made.to_ne_bytes())), size, 0)
     }
@@ -56,6 +61,34 @@ unsafe impl Allocator for Kernel {
 
     fn page_size(&self) -> usize {
         PAGE
+    }
+}
+
+/// What is left when the kernel gives no more. Costs nothing until then.
+#[repr(C, align(4096))]
+struct Last {
+    memory: UnsafeCell<[u8; Last::BYTES]>,
+    taken: AtomicBool,
+}
+
+static LAST: Last =
+    Last { memory: UnsafeCell::new([0; Last::BYTES]), taken: AtomicBool::new(false) };
+
+// SAFETY: the memory is given away once, to one heap.
+unsafe impl Sync for Last {}
+
+impl Last {
+    /// For tables of the program's mappings, and looks at them.
+    const BYTES: usize = 4 << 20;
+    /// dlmalloc's EXTERN_BIT: memory that is not its own to give back.
+    const NOT_GIVEN_BACK: u32 = 1;
+
+    /// All of it, for good, if nobody has it yet and it is enough.
+    fn take(&self, size: usize) -> Option<(*mut u8, usize, u32)> {
+        if size > Self::BYTES || self.taken.swap(true, Ordering::SeqCst) {
+            return None;
+        }
+        Some((self.memory.get().cast(), Self::BYTES, Self::NOT_GIVEN_BACK))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Advice on memory.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use numerge_engine::machine::Vpn;
 
@@ -72,6 +73,7 @@ fn advise_known(
         | libc::MADV_PAGEOUT
         | libc::MADV_POPULATE_READ
         | libc::MADV_POPULATE_WRITE => call(),
+        libc::MADV_COLLAPSE => collapse(pages, call),
         _ => change_pages(pages, call),
     }
 }
@@ -156,6 +158,30 @@ pub(crate) fn give_back(mut here: Here, pages: &Range<Vpn>) -> Result<Here, i32>
             .map_err(|_| libc::ENOMEM)?;
     }
     Ok(here)
+}
+
+/// Makes huge pages of `pages`. The kernel refuses that with EAGAIN while another process looks at one of them,
+/// which the engine may be doing until it has heard that they are none of its business any more. What is
+/// refused longer, the program would be refused without us too.
+fn collapse(pages: &Range<Vpn>, call: impl Fn() -> Answer) -> Answer {
+    const TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(1);
+    let mut left = TRIES;
+    loop {
+        let Some(here) = enter() else {
+            return call();
+        };
+        let mut here = here.let_go(pages)?;
+        let answer = call();
+        left -= 1;
+        if answer != Err(libc::EAGAIN) || left == 0 {
+            here.note(pages);
+            return answer;
+        }
+        // What is to be told is told without the lock, and nothing is registered that is not noted.
+        drop(here);
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Drops the content of `pages`, piece by piece in ascending order, and ends where the kernel would.

@@ -1,6 +1,6 @@
 //! Calls that change what mappings are like, but not what is in them.
 
-use super::{change, change_pages};
+use super::change;
 use crate::agent::{self, Unasked, enter, keeping_errno};
 use crate::known::EVERYTHING;
 use crate::sys::{self, Answer, register};
@@ -39,17 +39,19 @@ pub unsafe fn lock(number: libc::c_long, start: usize, len: usize, flags: Option
     }
 }
 
-/// mlockall(2), munlockall(2).
+/// mlockall(2), munlockall(2). While all that the program will map is locked, nothing is merged; and what
+/// merging needs of the address space, empty memory and the frames' files, is not there to be filled.
 ///
 /// # Safety
 /// As [`super::mmap`].
 pub unsafe fn lock_all(number: libc::c_long, flags: i32) -> Answer {
     // SAFETY: the program's own call.
     let call = || unsafe { sys::call(number, &[register(flags)]) };
-    if agent::get().is_none() {
-        return call();
+    let will_be_locked = number == libc::SYS_mlockall && flags & libc::MCL_FUTURE != 0;
+    match enter() {
+        Some(here) => keeping_errno(|| here.locking(will_be_locked, call)),
+        None => call(),
     }
-    keeping_errno(|| change_pages(&EVERYTHING, call))
 }
 
 /// mbind(2).

@@ -114,8 +114,12 @@ static char *huge(void) {
 }
 
 static void collapse(void) {
-    char *at = huge();
-    told("collapse", madvise(at, HUGE_BYTES, COLLAPSE));
+    char *at;
+    /* Some more, for it is seldom that anybody looks at what was merged at this very moment. */
+    for (unsigned n = 0; n < 10; n++) {
+        at = huge();
+        told("collapse", madvise(at, HUGE_BYTES, COLLAPSE));
+    }
     show("collapsed", at, HUGE_BYTES / PAGE);
     told("no more", madvise(at, HUGE_BYTES, MADV_NOHUGEPAGE));
     show("small", at, HUGE_BYTES / PAGE);
@@ -143,6 +147,31 @@ static void lock_all(void) {
     dontneed();
     told("munlockall", munlockall());
     printf("%ld KiB\n", status("VmLck:"));
+}
+
+/* The agent's own mappings are neither filled nor waited for; and merging goes on afterwards. */
+static void lock_now(void) {
+    told("mlockall", mlockall(MCL_CURRENT));
+    show_flags("locked", region, PAGES);
+    show_region();
+    printf("frames filled: %d\n", status("RssShmem:") > 65536);
+    told("munlockall", munlockall());
+    printf("%ld KiB\n", status("VmLck:"));
+    wait_merged(region, PAGES, PAGES / 2);
+    show_region();
+    told("now and later", mlockall(MCL_CURRENT | MCL_FUTURE));
+    dontneed();
+    char *more = map_pages(PAGES);
+    for (unsigned n = 0; n < PAGES; n++) fill(more + n * PAGE, 3);
+    offer(more, PAGES);
+    usleep(100000);
+    show_flags("new", more, PAGES);
+    told("nonsense", mlockall(64));
+    told("munlockall", munlockall());
+    printf("frames filled: %d\n", status("RssShmem:") > 65536);
+    wait_merged(more, PAGES, PAGES);
+    show("new", more, PAGES);
+    show_flags("new", more, PAGES);
 }
 
 static void lock_future(void) {
@@ -252,6 +281,7 @@ int main(int argc, char **argv) {
         {"collapse", collapse},
         {"mlock", lock_some},
         {"mlockall", lock_all},
+        {"mlockall_now", lock_now},
         {"mlockall_future", lock_future},
         {"mincore", resident},
         {"msync", sync_some},

@@ -36,3 +36,11 @@ fn s1_1_what_a_ring_reads_is_not_lost_though_no_file_tells_of_it() {
 fn s6_a_program_that_may_have_no_files() {
     is_right("no_files.c", "");
 }
+
+/// As it does without numerge, whether it takes them before its memory is merged or after; merging itself takes no
+/// more than half of them.
+#[test]
+fn s6_a_program_that_needs_nearly_all_mappings_gets_them() {
+    is_right("many.c", "first");
+    is_right("many.c", "last");
+}

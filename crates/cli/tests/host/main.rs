@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arrays;
-mod as_ksm;
 mod asking;
 mod bed;
 mod cases;
@@ -12,5 +11,6 @@ mod decay;
 mod files;
 mod hard;
 mod polled;
+mod redis;
 mod run;
 mod torture;

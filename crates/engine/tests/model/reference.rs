@@ -418,7 +418,7 @@ impl Model {
     /// S4.3 and S4.4: what the operating system moved is put in the right trees, at the beginning of
     /// a shard's pass. A lone sharer waits for the pass of the shard that scans it.
     fn migrate(&mut self, shard: usize) {
-        let moved: Vec<(u64, Class)> = self
+        let mut moved: Vec<(u64, Class)> = self
             .frames
             .iter()
             .filter(|(_, frame)| frame.node != frame.class.0)
@@ -429,6 +429,8 @@ impl Model {
             self.frames.get_mut(frame).expect("in use").class = (QUEUED, class.1);
             self.last_of(*class);
         }
+        // Lone sharers last: they are better merged into another frame.
+        moved.sort_by_key(|(number, _)| (self.frames[number].sharers.len() == 1, *number));
         for (number, (_, content)) in moved {
             let frame = self.frames[&number].clone();
             let class = (frame.node, content);

@@ -1,4 +1,12 @@
 //! `numerge run --as-ksm`: what uses the kernel's KSM does not notice the difference.
+//!
+//! Apart from the other tests, whose programs the kernel would merge, and count, beside its own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../host/bed.rs"]
+#[expect(dead_code, reason = "it is for others too")]
+mod bed;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,8 +15,8 @@ use crate::bed::{c_program, can_merge, numerge};
 
 const KERNELS: &str = "/sys/kernel/mm/ksm";
 
-/// The kernel counts what other programs of this machine mark meanwhile, other tests' for example. So it
-/// has several tries; what is wrong with ours is wrong beside each.
+/// The kernel counts what other programs of this machine mark meanwhile. So it has several tries; what is
+/// wrong with ours is wrong beside each.
 const KERNELS_RUNS: usize = 3;
 
 /// `sh -c` below `numerge run --as-ksm`, in the directory: what it printed.

@@ -1,0 +1,158 @@
+//! The mappings of some pages, without a look at all others.
+//!
+//! A program can have tens of thousands, and ask something about each: a look at the whole of
+//! /proc/PID/maps for each would take minutes. PROCMAP_QUERY (Linux 6.11) finds one by its address.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+
+use numerge_engine::machine::Vpn;
+
+use crate::maps::Mapping;
+use crate::num::{PAGE_SHIFT, address};
+
+/// `_IOWR('f', 17, struct procmap_query)`.
+const PROCMAP_QUERY: u64 = 3 << 30 | (size_of::<Query>() as u64) << 16 | (b'f' as u64) << 8 | 17;
+/// The mapping at an address, or else the next.
+const COVERING_OR_NEXT: u64 = 0x10;
+/// Readable, writable, executable, with the same bits as in mmap(2).
+const PROTECTION: u64 = 0x7;
+
+/// `struct procmap_query` of include/uapi/linux/fs.h. Zeros for what is not asked.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    size: u64,
+    query_flags: u64,
+    query_addr: u64,
+    vma_start: u64,
+    vma_end: u64,
+    vma_flags: u64,
+    vma_page_size: u64,
+    vma_offset: u64,
+    inode: u64,
+    dev_major: u32,
+    dev_minor: u32,
+    vma_name_size: u32,
+    build_id_size: u32,
+    vma_name_addr: u64,
+    build_id_addr: u64,
+}
+
+/// The mappings in `pages`, in ascending order, each as far as it lies there, with their protection as in
+/// mmap(2).
+///
+/// # Errors
+/// If /proc can't be read.
+pub(crate) fn protections(pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
+    // By way of the thread, for a process whose first thread has ended shows none.
+    let maps = File::open("/proc/thread-self/maps")?;
+    match ask(&maps, pages) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read(maps, pages),
+        answer => answer,
+    }
+}
+
+fn ask(maps: &File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
+    let mut found = Vec::new();
+    let mut at = pages.start;
+    while at < pages.end {
+        let mut query = Query {
+            size: size_of::<Query>() as u64,
+            query_flags: COVERING_OR_NEXT,
+            query_addr: address(at),
+            ..Query::default()
+        };
+        // SAFETY: the structure is the kernel's, which writes to no more than that.
+        let result =
+            unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, std::ptr::from_mut(&mut query)) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() == Some(libc::ENOENT) {
+                break;
+            }
+            return Err(error);
+        }
+        let part = clipped(query.vma_start..query.vma_end, pages);
+        if part.is_empty() {
+            break;
+        }
+        at = part.end;
+        let protection = i32::try_from(query.vma_flags & PROTECTION).unwrap_or_default();
+        found.push((part, protection));
+    }
+    Ok(found)
+}
+
+/// The same on older kernels.
+fn read(maps: File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
+    let mut found = Vec::new();
+    for line in BufReader::with_capacity(1 << 16, maps).lines() {
+        let line = line?;
+        let Some(mapping) = Mapping::parse(&line) else { continue };
+        if mapping.bytes.start >= address(pages.end) {
+            break;
+        }
+        let part = clipped(mapping.bytes.clone(), pages);
+        if !part.is_empty() {
+            let bits = [('r', libc::PROT_READ), ('w', libc::PROT_WRITE), ('x', libc::PROT_EXEC)];
+            let has = |letter| mapping.permissions.contains(letter);
+            let bits = bits.iter().filter(|(letter, _)| has(*letter));
+            found.push((part, bits.map(|(_, bit)| bit).sum()));
+        }
+    }
+    Ok(found)
+}
+
+fn clipped(bytes: Range<u64>, pages: &Range<Vpn>) -> Range<Vpn> {
+    let start = Vpn(bytes.start >> PAGE_SHIFT).max(pages.start);
+    start..Vpn(bytes.end >> PAGE_SHIFT).min(pages.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::num::{pointer, size};
+    use crate::sys;
+
+    const PAGES: u64 = 64;
+
+    #[test]
+    fn both_ways_tell_the_same() {
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let len = size(PAGES << PAGE_SHIFT);
+        // SAFETY: new memory.
+        let at = unsafe { sys::map(std::ptr::null_mut(), len, libc::PROT_NONE, anonymous, -1, 0) };
+        let at = at.expect("mapped");
+        let start = Vpn((at.expose_provenance() >> PAGE_SHIFT) as u64);
+        // Pages of all kinds, and holes.
+        for n in (0..PAGES).filter(|n| n % 5 != 0) {
+            let one = pointer(start.plus(n));
+            let kind = i32::try_from(n % 8).expect("small");
+            // SAFETY: of the memory that was made here.
+            unsafe {
+                sys::map(one, size(1 << PAGE_SHIFT), kind, anonymous | libc::MAP_FIXED, -1, 0)
+            }
+            .expect("mapped");
+        }
+        for n in (0..PAGES).filter(|n| n % 5 == 0) {
+            // SAFETY: the same.
+            unsafe { sys::unmap(pointer(start.plus(n)), size(1 << PAGE_SHIFT)) }.expect("unmapped");
+        }
+        let maps = || File::open("/proc/thread-self/maps").expect("opened");
+        for (from, to) in [(0, PAGES), (7, 23), (10, 11), (11, 12), (12, 12)] {
+            let pages = start.plus(from)..start.plus(to);
+            let by_text = read(maps(), &pages).expect("read");
+            let there = by_text.iter().map(|(part, _)| part.end.0 - part.start.0).sum::<u64>();
+            assert_eq!(there, (from..to).filter(|n| n % 5 != 0).count() as u64, "{from} to {to}");
+            match ask(&maps(), &pages) {
+                Ok(asked) => assert_eq!(asked, by_text),
+                Err(error) => println!("SKIPPED: PROCMAP_QUERY (Linux 6.11): {error}"),
+            }
+        }
+        // SAFETY: the same.
+        unsafe { sys::unmap(at, len) }.expect("unmapped");
+    }
+}
