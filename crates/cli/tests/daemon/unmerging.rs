@@ -42,6 +42,16 @@ fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// What a daemon has mounted that a failed test has killed.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        // Not there any more, as a rule.
+        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
 /// Writes 2 to `run`, and gives what came of it when it is over.
 fn unmerge(files: &Path) -> JoinHandle<std::io::Result<()>> {
     let run = files.join("run");
@@ -69,6 +79,7 @@ fn s5_2_all_files_answer_while_run_2_unmerges_and_it_can_be_ended() {
     }
     let Some(bed) = Bed::new() else { return };
     let place = bed.path("ksm");
+    let _mounted = Mounted(&place);
     let daemon = bed.daemon(&["--control-dir", place.to_str().unwrap()]);
     let pages = mib() * 256 / 2;
     let mut programs = [(); 2].map(|()| bed.program(&By::me(), pages, 1));
