@@ -7,19 +7,23 @@ use numerge::{Counters, Knob, KnobError, MemoryError, Nid, NodeReport, UnmergeEr
 use numerge_control_fs::{ControlFs, MountError, Source};
 use numerge_server::Server;
 
+use crate::recent::Recent;
+
 /// Times that everything is unmerged for one write of 2 to `run`, while programs do not answer.
 const UNMERGE_TRIES: u32 = 10;
 
 /// Shows the files of a server at a directory. They do not keep the server from ending but while a
 /// file is being read or written.
 pub(crate) fn show(directory: &Path, server: &Arc<Server>) -> Result<ControlFs, MountError> {
-    let source = Shown { nids: server.nids(), server: Arc::downgrade(server) };
+    let nodes = Arc::new(Recent::default());
+    let source = Shown { nids: server.nids(), nodes, server: Arc::downgrade(server) };
     ControlFs::mount(directory, Arc::new(source))
 }
 
 struct Shown {
     server: Weak<Server>,
     nids: Vec<Nid>,
+    nodes: Arc<Recent>,
 }
 
 impl Source for Shown {
@@ -60,6 +64,7 @@ impl Source for Shown {
     }
 
     fn nodes(&self) -> Vec<NodeReport> {
-        self.server.upgrade().map_or_else(Vec::new, |server| server.nodes())
+        let server = self.server.clone();
+        self.nodes.get(move || server.upgrade().map_or_else(Vec::new, |server| server.nodes()))
     }
 }

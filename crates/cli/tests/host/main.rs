@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arrays;
+mod asking;
 mod bed;
 mod cases;
 mod control_dir;
@@ -10,6 +11,7 @@ mod decay;
 mod files;
 mod guests;
 mod hard;
+mod polled;
 mod redis;
 mod run;
 mod torture;
