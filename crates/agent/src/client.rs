@@ -24,6 +24,10 @@ const RELIEF: usize = 4096;
 /// How long nothing is merged then.
 const RESPITE: Duration = Duration::from_secs(10);
 
+/// How often to look whether merges that were under way are over, and the time in between.
+const ROOM_TRIES: u32 = 1000;
+const ROOM_PAUSE: Duration = Duration::from_millis(1);
+
 /// Pages that are looked at in one go to count them.
 const LOOK_PAGES: u64 = 1 << 16;
 
@@ -165,13 +169,7 @@ impl Client {
                     given_back
                 }
                 What::Mappings => self.relieve().unwrap_or(false),
-                What::Room => {
-                    if let Some(here) = enter() {
-                        self.memory.give_up_empties(&here.held);
-                        self.frames.clear();
-                    }
-                    true
-                }
+                What::Room => self.give_up_all_room(),
                 What::Count(ranges, merged) => {
                     *locked(merged) = self.count(ranges);
                     true
@@ -199,6 +197,20 @@ impl Client {
             }
         }
         merged
+    }
+
+    fn give_up_all_room(&self) -> bool {
+        for _ in 0..ROOM_TRIES {
+            if let Some(here) = enter() {
+                self.memory.give_up_empties(&here.held);
+                if self.frames.clear_unused() {
+                    return true;
+                }
+            }
+            // A merge that was under way has nothing to merge any more, and is over soon.
+            std::thread::sleep(ROOM_PAUSE);
+        }
+        false
     }
 
     /// Gives small ranges back, if mappings are what is lacking.

@@ -20,7 +20,8 @@
 //! - What the program's call does and what the engine is told of it happen under one lock. Calls on pages
 //!   that are not known take none, and nothing is registered while one is under way that may not have seen
 //!   that it is known by now.
-//! - Without an engine everything goes on: nothing here waits for one but the service thread.
+//! - Without an engine everything goes on: nothing here waits for one but the service thread, and
+//!   `madvise(MADV_MERGEABLE)` a bounded time (`told`).
 //!
 //! # Limits of this version
 //! - Of processes made without CLONE_VM, those are seen that are made by fork(3), `_Fork(3)` or clone(2), or
@@ -49,6 +50,7 @@ mod session;
 mod space;
 mod sys;
 mod threads;
+mod told;
 
 pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};

@@ -52,7 +52,10 @@ pub(crate) fn run() {
     }
     let client = match prepare(agent) {
         Ok(client) => client,
-        Err(why) => return complain(agent, why),
+        Err(why) => {
+            be_deaf();
+            return complain(agent, why);
+        }
     };
     if let Some(mut here) = enter() {
         // Should the program have locked all memory a moment ago.
@@ -62,7 +65,9 @@ pub(crate) fn run() {
     let mut rest = Rest::new();
     loop {
         let began = Instant::now();
-        match attend(agent, &client) {
+        let ended = attend(agent, &client);
+        be_deaf();
+        match ended {
             Ok(End::ForEver(why)) => {
                 complain(agent, why);
                 loop {
@@ -79,6 +84,13 @@ pub(crate) fn run() {
             wait(&client, None, left);
             drain(&client);
         }
+    }
+}
+
+/// There is no engine: nobody is to wait until it is told something.
+fn be_deaf() {
+    if let Some(mut here) = enter() {
+        here.deaf = true;
     }
 }
 

@@ -67,11 +67,15 @@ impl<'a> Session<'a> {
 
     /// Greets, and serves until the connection ends.
     pub(crate) fn serve(mut self, config: &Config) -> End {
+        // What another engine did, or this one, is undone before it hears of anything: what of its frames is
+        // mapped here when it is greeted, it believes to be mapped for as long as this process lives.
+        if self.give_all_back().is_err() {
+            return End::ForNow;
+        }
         let limits = match self.greet(config) {
             Ok(limits) => limits,
             Err(end) => return end,
         };
-        // What another engine did is undone before this one hears of anything.
         if self.begin_anew().is_err() {
             return self.say_goodbye();
         }
@@ -120,14 +124,22 @@ impl<'a> Session<'a> {
         self.socket.receive(&mut self.buffer)
     }
 
-    /// Nothing is merged or tracked any more; what is wanted is to be looked at.
-    fn begin_anew(&self) -> Result<(), MemoryError> {
+    /// Nothing is merged or tracked any more, and no frames' files are there.
+    fn give_all_back(&self) -> Result<(), MemoryError> {
         let all = Vpn(0)..Vpn(ADDRESS_PAGES);
         let memory = &self.client.memory;
         memory.give_back(&all)?;
-        if let Some(mut here) = enter() {
+        if let Some(here) = enter() {
             memory.let_go_end(&here.held, &all, true);
             self.client.frames.clear();
+        }
+        Ok(())
+    }
+
+    /// The same, and what is wanted is to be looked at.
+    fn begin_anew(&self) -> Result<(), MemoryError> {
+        self.give_all_back()?;
+        if let Some(mut here) = enter() {
             here.set_connected(true);
             here.note_all();
         }
@@ -264,14 +276,17 @@ impl<'a> Session<'a> {
 
     /// Looks at what was noted, if it is time. Gives how long to sleep.
     fn look_if_due(&mut self, limits: &Limits) -> Result<Duration, End> {
-        let (ready, time) = enter().ok_or(End::ForNow)?.noted(LOOK_RANGES);
+        let here = enter().ok_or(End::ForNow)?;
+        let ((ready, time), is_urgent) = (here.noted(LOOK_RANGES), here.waiting > 0);
+        drop(here);
         if ready.is_empty() {
             self.noted_since = None;
             return Ok(IDLE);
         }
         let now = Instant::now();
         let due = (*self.noted_since.get_or_insert(now) + LOOK_DELAY).max(self.next_look);
-        if let Some(left) = due.checked_duration_since(now).filter(|left| !left.is_zero()) {
+        let left = due.checked_duration_since(now).filter(|left| !left.is_zero() && !is_urgent);
+        if let Some(left) = left {
             return Ok(left.min(IDLE));
         }
         // They were made known before they were noted.
@@ -388,7 +403,9 @@ const fn to_protocol(outcome: machine::Outcome) -> Outcome {
         machine::Outcome::Merged => Outcome::Merged,
         machine::Outcome::Differs => Outcome::Differs,
         // This memory answers at once.
-        machine::Outcome::Pinned | machine::Outcome::Late => Outcome::Pinned,
+        machine::Outcome::Pinned | machine::Outcome::Late | machine::Outcome::Deferred => {
+            Outcome::Pinned
+        }
         machine::Outcome::Refused => Outcome::Refused,
         machine::Outcome::Gone => Outcome::Gone,
         machine::Outcome::Exhausted => Outcome::Exhausted,

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use numerge_engine::machine::Vpn;
 use numerge_linux::{AddressSpace, LoosePages, Ranges};
@@ -53,6 +54,14 @@ pub(crate) struct Space {
     next_barrier: u64,
     barrier: Option<u64>,
     queue: VecDeque<Out>,
+    /// What was taken from the queue was not sent yet.
+    unsent: bool,
+    /// Threads of the program that wait until the engine is told what is noted.
+    pub(crate) waiting: u32,
+    /// When so much time has passed that what they waited is but a share of it.
+    pub(crate) even: Option<Instant>,
+    /// Nobody is to wait for the engine: there was none, or it did not listen.
+    pub(crate) deaf: bool,
     /// There is an engine to be told.
     pub(crate) connected: bool,
     /// What the program maps is locked (MCL_FUTURE).
@@ -292,7 +301,13 @@ impl Space {
             self.barrier = Some(region);
             self.next_barrier += 1;
         }
+        self.unsent = !self.queue.is_empty();
         std::mem::take(&mut self.queue)
+    }
+
+    /// Whether nothing of `pages` is to be looked at, and all that there was to tell is sent.
+    pub(crate) fn is_told(&self, pages: &Range<Vpn>) -> bool {
+        self.noted.next_in(pages).is_none() && !self.has_queued() && !self.unsent
     }
 
     /// Whether something is to be sent.
@@ -309,6 +324,8 @@ impl Space {
     pub(crate) fn set_connected(&mut self, connected: bool) {
         self.connected = connected;
         self.overflown = false;
+        self.unsent = false;
+        self.deaf = !connected;
         self.queue.clear();
         self.regions = Ranges::new();
         self.spans.clear();

@@ -11,10 +11,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
-use numerge::{Knob, KnobError};
+use numerge::{Knob, Options as EngineOptions};
+use numerge_control_fs::{ControlFs, MountError, errno};
 use numerge_server::{Options, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::files;
 
 /// Between looks at whether questions are still being answered.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -24,6 +27,11 @@ const SETTLE: Duration = Duration::from_millis(5);
 pub(crate) struct Setting {
     knob: Knob,
     value: u64,
+}
+
+impl Setting {
+    /// `run=0`.
+    pub(crate) const STOPPED: Self = Self { knob: Knob::Run, value: 0 };
 }
 
 impl FromStr for Setting {
@@ -84,6 +92,8 @@ impl Sockets {
 
 /// A server, and who answers for it.
 pub(crate) struct Host {
+    /// Gone before the server is.
+    files: Option<ControlFs>,
     control: Listener,
     server: Arc<Server>,
 }
@@ -104,11 +114,26 @@ impl Host {
         server.set(Knob::Run, run.map_or(1, |setting| setting.value))?;
         let answers = Arc::new(Answering(Arc::downgrade(&server)));
         let control = Listener::serve(sockets.control, sockets.control_path, answers)?;
-        Ok(Self { control, server })
+        Ok(Self { files: None, control, server })
+    }
+
+    /// Shows control files at a directory, until the end.
+    pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
+        self.files = Some(files::show(directory, &self.server)?);
+        Ok(())
+    }
+
+    /// Leaves the files where they are when this process ends, dead: who is in their namespace is not
+    /// to find others in their place.
+    pub(crate) fn leave_files(&mut self) {
+        if let Some(files) = self.files.take() {
+            std::mem::forget(files);
+        }
     }
 
     /// Leaves the engine to end with this process, which ends now: what is merged outlives it.
     pub(crate) fn abandon(self) {
+        drop(self.files);
         drop(self.control);
         std::mem::forget(self.server);
     }
@@ -116,7 +141,8 @@ impl Host {
     /// Ends. With `keep`, what is merged stays so for as long as its programs live; else all of it is
     /// unmerged first, as far as they answer. Gives how many did not.
     pub(crate) fn shut_down(self, keep: bool) -> usize {
-        let Self { control, mut server } = self;
+        let Self { files, control, mut server } = self;
+        drop(files);
         drop(control);
         // Requests that are being answered come to an end.
         loop {
@@ -158,15 +184,6 @@ impl Answers for Answering {
     }
 }
 
-/// The kernel's error number for what its own file would have refused.
-fn errno(error: &KnobError) -> i32 {
-    match error {
-        KnobError::Invalid { .. } => libc::EINVAL,
-        KnobError::Busy { .. } => libc::EBUSY,
-        KnobError::Unmerge(_) => libc::EAGAIN,
-    }
-}
-
 fn status(server: &Server) -> Value {
     let mut status = numerge::json::counters(&server.counters());
     let clients: Vec<Value> = server
@@ -195,7 +212,10 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    pub(crate) fn start(settings: &[Setting]) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(
+        settings: &[Setting],
+        engine: EngineOptions,
+    ) -> Result<Self, Box<dyn Error>> {
         let place = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let place = place.filter(|place| place.is_dir()).unwrap_or_else(std::env::temp_dir);
         let directory = tempfile::Builder::new()
@@ -203,10 +223,22 @@ impl Own {
             .tempdir_in(&place)
             .map_err(|error| in_place(&place, &error))?;
         let socket = directory.path().join("socket");
-        let options = Options { socket_mode: 0o600, ..Options::default() };
+        let options = Options { socket_mode: 0o600, engine, ..Options::default() };
         let sockets = Sockets::bind(&socket, None, None, &options)?;
         let host = Host::start(sockets, options, settings)?;
         Ok(Self { host: Some(host), socket, _directory: directory })
+    }
+
+    /// See [`Host::show_files`].
+    pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
+        self.host.as_mut().map_or(Ok(()), |host| host.show_files(directory))
+    }
+
+    /// See [`Host::leave_files`].
+    pub(crate) fn leave_files(&mut self) {
+        if let Some(host) = &mut self.host {
+            host.leave_files();
+        }
     }
 
     pub(crate) fn socket(&self) -> &Path {

@@ -13,6 +13,7 @@ pub fn counters(c: &Counters) -> Map<String, Value> {
         "pages_unshared": c.pages_unshared,
         "pages_volatile": c.pages_volatile,
         "pages_scanned": c.pages_scanned,
+        "pages_skipped": c.pages_skipped,
         "full_scans": c.full_scans,
         "stable_node_chains": c.stable_node_chains,
         "stable_node_dups": c.stable_node_dups,

@@ -40,10 +40,13 @@ pub const AGENT_SCOPE: &str = "NUMERGE_SCOPE";
 /// The environment variable that tells an agent which security domain to ask for.
 pub const AGENT_DOMAIN: &str = "NUMERGE_DOMAIN";
 
+/// The socket of the host's daemon.
+pub const DAEMON_SOCKET: &str = "/run/numerge/numerge.sock";
+
 /// The socket of the engine to use if nothing else is said: [`AGENT_SOCKET`], or the host's daemon's.
 #[must_use]
 pub fn default_socket() -> PathBuf {
-    std::env::var_os(AGENT_SOCKET).map_or_else(|| "/run/numerge/numerge.sock".into(), PathBuf::from)
+    std::env::var_os(AGENT_SOCKET).map_or_else(|| DAEMON_SOCKET.into(), PathBuf::from)
 }
 
 pub use merger::{AllocateError, BuildError, Merger, Region, Registration};

@@ -2,6 +2,7 @@
 
 mod ask;
 mod daemon;
+mod files;
 mod host;
 mod merge;
 mod run;

@@ -1,17 +1,18 @@
 //! What all shards share, and the pipeline: one batch from its first look to its last record.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use numerge_stable_tree::sync::AtomicU64;
 use numerge_stable_tree::{EntryRef, Forest, Handle, Kpfn, PageState, Terms, TreeId};
 use numerge_topology::Nid;
 use rayon::ThreadPool;
 
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::advisor::Began;
 use crate::clock::Clock;
-use crate::counters::{Counters, StageTimes, Tally};
+use crate::counters::{Counters, Progress, StageTimes, Tally};
 use crate::find::{Found, Merge, Scope, find};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
@@ -27,8 +28,8 @@ use crate::shard::Shard;
 use crate::supply::supply;
 use crate::world::World;
 
-/// Passes after which pages that could not be merged are tried again.
-const RETRY_PASSES: u64 = 16;
+/// Full scans after which pages that could not be merged are tried again.
+pub const RETRY_PASSES: u64 = 16;
 
 /// The most pages that are under way at once: enough for long runs, few enough for their tables to
 /// stay in a core's cache, and for others to have their turn.
@@ -57,9 +58,13 @@ pub(crate) struct Core {
     pub(crate) late: Late,
     world: RwLock<World>,
     passes: Mutex<Passes>,
+    /// A full scan is over.
+    scanned: Condvar,
     /// [`Nodes::migrations`] when frames were last asked for their node. Who holds this takes frames
     /// from trees to the queue and back; waited for only by who has no other lock.
     swept: Mutex<Option<u64>>,
+    /// Taken after all others.
+    scan_began: Mutex<Began>,
     errors: Mutex<Vec<MemoryError>>,
 }
 
@@ -114,6 +119,7 @@ impl Core {
             frames,
             nodes,
             passes: Mutex::new(Passes { ended: none.clone(), void: none.clone(), gone: none }),
+            scanned: Condvar::new(),
             swept: Mutex::default(),
             nids,
             shards,
@@ -124,6 +130,7 @@ impl Core {
             policy,
             late: Late::default(),
             world: RwLock::new(World::new(trees)),
+            scan_began: Mutex::default(),
             errors: Mutex::default(),
         }
     }
@@ -291,12 +298,13 @@ impl Core {
             looks.into_iter().partition(|look| look.region.is_closing());
         cursor.set_aside(closing);
         let looked = looks.iter().map(|look| look.pages.end - look.pages.start).sum();
-        if looked > 0 {
-            self.pipeline(&world, reader, shard, &looks, began);
-        }
+        let skipped =
+            if looked > 0 { self.pipeline(&world, reader, shard, &looks, began) } else { 0 };
         drop(world);
         self.return_freed(reader);
-        self.tally.scanned.add(looked);
+        self.tally.scanned.add(looked - skipped);
+        self.tally.skipped.add(skipped);
+        self.tally.worked_nanos.add(nanos(began.elapsed()));
         if ended_pass {
             self.end_pass(shard);
         }
@@ -340,6 +348,7 @@ impl Core {
         tally.touched.get().saturating_sub(merged)
     }
 
+    /// Gives how many looks were left out.
     fn pipeline(
         &self,
         world: &World,
@@ -347,7 +356,7 @@ impl Core {
         shard: &Shard,
         looks: &[Look],
         began: Instant,
-    ) {
+    ) -> u64 {
         shard.set_busy(true);
         let mut judged = judge(self, world, shard, looks);
         shard.set_busy(false);
@@ -357,7 +366,7 @@ impl Core {
         let found_at = Instant::now();
         self.tally.read_nanos.add(nanos(found_at - began));
         if found.merges.is_empty() && found.groups.is_empty() {
-            return;
+            return judged.skipped;
         }
         let cpu = self.nodes.thread_cpu_time();
         let collided = self.merge(world, reader, found);
@@ -370,6 +379,7 @@ impl Core {
         }
         self.tally.merge_nanos.add(nanos(found_at.elapsed()));
         self.tally.merge_cpu_nanos.add(nanos(self.nodes.thread_cpu_time().saturating_sub(cpu)));
+        judged.skipped
     }
 
     /// From what was found to what is recorded. Gives pages that differ from their frame in spite
@@ -387,6 +397,7 @@ impl Core {
         reader: &Handle,
         merges: Vec<Merge>,
     ) -> Vec<Candidate> {
+        self.tally.attempted.add(merges.len() as u64);
         let planned = plan(world, &self.late, merges);
         record_over_budget(self, world, reader, &planned.over_budget);
         let mut collided = Vec::new();
@@ -489,6 +500,33 @@ impl Core {
         if passes.ended.iter().zip(&passes.gone).all(|(ended, gone)| *ended || *gone) {
             passes.ended.fill(false);
             self.tally.full_scans.add(1);
+            self.scanned.notify_all();
+            self.advise();
+        }
+    }
+
+    /// Where the full scan that is under way began.
+    pub(crate) fn scan_began(&self) -> MutexGuard<'_, Began> {
+        self.scan_began.lock()
+    }
+
+    /// Waits until more than `since` full scans are over, or too long.
+    pub(crate) fn wait_for_full_scan(&self, since: u64, most: Duration) {
+        let mut passes = self.passes();
+        let is_same = |_: &mut Passes| self.tally.full_scans.get() <= since;
+        self.scanned.wait_while_for(&mut passes, is_same, most);
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        // First: none is among them that is not among those attempted.
+        let late = self.late.len() as u64;
+        Progress {
+            full_scans: self.tally.full_scans.get(),
+            attempted: self.tally.attempted.get(),
+            refused: self.tally.refused.get(),
+            deferred: self.tally.deferred.get(),
+            late,
+            pages_registered: self.tally.registered.get(),
         }
     }
 
@@ -521,6 +559,7 @@ impl Core {
             // While a batch runs the others may be ahead of `touched` for a moment.
             pages_volatile: touched.saturating_sub(shared + sharing + zero + unshared),
             pages_scanned: tally.scanned.get(),
+            pages_skipped: tally.skipped.get(),
             full_scans: tally.full_scans.get(),
             stable_node_chains: self.forest.stable_node_chains(),
             stable_node_dups: self.forest.stable_node_dups(),

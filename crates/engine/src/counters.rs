@@ -35,10 +35,18 @@ pub(crate) struct Tally {
     pub(crate) held: Counter,
     pub(crate) over_budget: Counter,
     pub(crate) scanned: Counter,
+    pub(crate) skipped: Counter,
     pub(crate) full_scans: Counter,
     pub(crate) broken: Counter,
+    /// Merges that were planned, and those of them that have to wait.
+    pub(crate) attempted: Counter,
+    /// Merges that left the page as it was, and would again.
+    pub(crate) refused: Counter,
+    pub(crate) deferred: Counter,
     pub(crate) collisions: Counter,
     pub(crate) frames_refused: Counter,
+    /// How long scanners were at work, all added.
+    pub(crate) worked_nanos: Counter,
     pub(crate) read_nanos: Counter,
     pub(crate) merge_nanos: Counter,
     pub(crate) merge_cpu_nanos: Counter,
@@ -59,6 +67,8 @@ pub struct Counters {
     pub pages_volatile: u64,
     /// Looks at pages; a page known unchanged by dirty tracking costs none.
     pub pages_scanned: u64,
+    /// Looks that were not taken, at pages that were not merged for long (`smart_scan`).
+    pub pages_skipped: u64,
     /// Times every registered page was visited.
     pub full_scans: u64,
     /// Contents with several frames.
@@ -114,4 +124,22 @@ pub struct StageTimes {
     pub merge: Duration,
     /// CPU time of the same.
     pub merge_cpu: Duration,
+}
+
+/// How far an engine is.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Progress {
+    /// [`Counters::full_scans`].
+    pub full_scans: u64,
+    /// Merges that were tried, in all. Where a full scan tries none, nothing is left to merge.
+    pub attempted: u64,
+    /// Of these, those that are known to have left their pages as they were, and would again as long as
+    /// nothing else changes (pinned, without mappings), in all.
+    pub refused: u64,
+    /// Merges put off to the next look since their programs had too much to answer, in all.
+    pub deferred: u64,
+    /// Merges whose programs have not answered yet.
+    pub late: u64,
+    /// [`Counters::pages_registered`].
+    pub pages_registered: u64,
 }

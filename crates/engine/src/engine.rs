@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use numerge_stable_tree::Kpfn;
 use numerge_topology::Nid;
 
 use crate::clock::Clock;
 use crate::core::{Core, Parts, Policy};
-use crate::counters::{Counters, StageTimes};
+use crate::counters::{Counters, Progress, StageTimes};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::knobs::{Knob, KnobError};
@@ -220,6 +221,12 @@ impl Engine {
         knob.check(value)?;
         match (knob, value) {
             (Knob::Run, 2) => self.inner.unmerge()?,
+            (Knob::Run, 1) if self.knob(Knob::Run) != 1 => {
+                self.inner.core.begin_to_advise();
+                self.inner.core.knobs.set(knob, value);
+            }
+            (Knob::AdvisorMode, _) => self.inner.core.set_advisor_mode(value),
+            (Knob::PagesToScan, _) if self.inner.core.is_advised() => Err(KnobError::Advised)?,
             _ if knob.needs_nothing_shared() => self.inner.set_unshared(knob, value)?,
             _ => self.inner.core.knobs.set(knob, value),
         }
@@ -231,6 +238,17 @@ impl Engine {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.inner.core.counters()
+    }
+
+    /// How far it is, without what takes time to count.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.inner.core.progress()
+    }
+
+    /// Waits until more than `since` full scans are over, but no longer than `most`.
+    pub fn wait_for_full_scan(&self, since: u64, most: Duration) {
+        self.inner.core.wait_for_full_scan(since, most);
     }
 
     /// Where the time went.
@@ -318,7 +336,7 @@ impl Engine {
         let core = &self.inner.core;
         let reader = core.forest.register();
         for shard in core.shards.iter().filter(|shard| shard.nid == nid) {
-            let quota = core.knobs.get(Knob::PagesToScan);
+            let quota = core.knobs.get(Knob::PagesToScan).max(1);
             while shard.is_online() && !core.batch(shard, &reader, quota, || true).ended_pass {}
         }
     }
@@ -471,7 +489,7 @@ impl Inner {
         core.knobs.set(Knob::Run, 2);
         self.notify();
         let reader = core.forest.register();
-        let done = unmerge_all(core, &reader, || core.knobs.get(Knob::Run) == 2);
+        let done = unmerge_all(core, &reader, &|| core.knobs.get(Knob::Run) == 2);
         core.return_freed(&reader);
         if matches!(done, Err(UnmergeError::Memory(_))) && core.knobs.get(Knob::Run) == 2 {
             core.knobs.set(Knob::Run, 0);

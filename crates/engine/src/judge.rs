@@ -11,6 +11,7 @@ use numerge_stable_tree::{Fingerprint, Kpfn, PageId, PageState, Record, TreeId};
 use rayon::prelude::*;
 
 use crate::core::Core;
+use crate::knobs::Knob;
 use crate::machine::{Kind, Vpn};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
@@ -47,12 +48,15 @@ pub(crate) struct Broken {
 pub(crate) struct Judged {
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) broken: Vec<Broken>,
+    /// Looks that were left out (`smart_scan`).
+    pub(crate) skipped: u64,
 }
 
 impl Judged {
     fn append(mut self, mut more: Self) -> Self {
         self.candidates.append(&mut more.candidates);
         self.broken.append(&mut more.broken);
+        self.skipped += more.skipped;
         self
     }
 }
@@ -148,7 +152,8 @@ pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -
 fn judge_on(core: &Core, world: &World, node: u16, pieces: &[Piece<'_>]) -> Vec<Judged> {
     let work = |threads: u16, pieces: &[Piece<'_>]| -> Vec<Judged> {
         core.count_scanned(threads, pieces.iter().map(|piece| (piece.node, piece.pages.len())));
-        let new_judge = || Judge { node: threads, core, world, merged: Vec::new() };
+        let is_smart = core.knobs.is_on(Knob::SmartScan);
+        let new_judge = || Judge { node: threads, core, world, is_smart, merged: Vec::new() };
         pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
     };
     let helpers = core.helpers(node);
@@ -177,6 +182,8 @@ struct Judge<'a> {
     node: u16,
     core: &'a Core,
     world: &'a World,
+    /// Whether looks may be left out.
+    is_smart: bool,
     /// Places in the piece of pages that were found merged, and what those pages are to be if they
     /// turn out not to be any more.
     merged: Vec<(usize, PageState)>,
@@ -185,6 +192,15 @@ struct Judge<'a> {
 impl Judge<'_> {
     fn piece(&mut self, piece: &Piece<'_>) -> Judged {
         let mut judged = Judged::default();
+        let rest;
+        let piece = if self.is_smart && piece.reason == Reason::Written(Kind::Private) {
+            let places = 0..piece.pages.len();
+            let kept = places.filter(|at| !self.leaves_out(piece, *at, &mut judged));
+            rest = Piece { pages: kept.map(|at| piece.pages[at]).collect(), ..*piece };
+            &rest
+        } else {
+            piece
+        };
         match piece.reason {
             Reason::Written(Kind::Private) => self.read(piece, &mut judged),
             Reason::Written(Kind::Frame) => {}
@@ -195,8 +211,16 @@ impl Judge<'_> {
             }
             Reason::Again => {
                 judged.candidates.reserve(piece.pages.len());
+                let mut untouched = Vec::new();
                 for at in 0..piece.pages.len() {
-                    self.again(piece, at, &mut judged);
+                    if piece.record(at).state() == PageState::Untouched {
+                        untouched.push(piece.pages[at]);
+                    } else {
+                        self.again(piece, at, &mut judged);
+                    }
+                }
+                if !untouched.is_empty() {
+                    self.anew(&Piece { pages: untouched, ..*piece }, &mut judged);
                 }
             }
         }
@@ -277,6 +301,20 @@ impl Judge<'_> {
         }
     }
 
+    /// Whether a look is left out; the page stays to be looked at then.
+    fn leaves_out(&self, piece: &Piece<'_>, at: usize, judged: &mut Judged) -> bool {
+        let (region, index, record) = (piece.region, piece.pages[at], piece.record(at));
+        let is_volatile = matches!(record.state(), PageState::Seen(_) | PageState::Unread);
+        if !(self.is_smart && is_volatile && region.ages.leave_out(index)) {
+            return false;
+        }
+        // What was written is not known.
+        record.set(PageState::Unread);
+        region.pending.add(index);
+        judged.skipped += 1;
+        true
+    }
+
     /// Reads and judges a piece, passing over what can't be read.
     fn read(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
         // What was written to has to leave the unstable tree.
@@ -309,6 +347,13 @@ impl Judge<'_> {
             }
             PageState::Unread => None,
             PageState::Seen(known) => Some(known),
+            // What a machine puts back that it could not merge counts as written to: it waits for its
+            // turn like others.
+            PageState::Held(known) | PageState::OverBudget(known)
+                if known == found && piece.reason != Reason::Again =>
+            {
+                return;
+            }
             PageState::Held(known) => {
                 tally.held.sub(1);
                 Some(known)
@@ -338,6 +383,11 @@ impl Judge<'_> {
             }
         };
         record.set(PageState::Seen(found));
+        match known {
+            Some(known) if known == found => region.ages.unchanged(index),
+            Some(_) => region.ages.changed(index),
+            None => {}
+        }
         if known == Some(found) {
             judged.candidates.push(candidate(page, found));
         } else {
@@ -358,13 +408,39 @@ impl Judge<'_> {
             | PageState::Unshared(_)
             | PageState::Merged(_)
             | PageState::Zero => {
+                if self.leaves_out(piece, at, judged) {
+                    return;
+                }
                 let alone = Piece { pages: vec![index], ..*piece };
                 self.read(&alone, judged);
                 self.ask_kinds(&alone, judged);
             }
-            PageState::Seen(known) => judged.candidates.push(candidate(page, known)),
+            PageState::Seen(known) => {
+                region.ages.unchanged(index);
+                judged.candidates.push(candidate(page, known));
+            }
             PageState::Busy => region.pending.add(index),
             PageState::Untouched => {}
+        }
+    }
+
+    /// Reads pages of which nothing is known, as after an unmerging of everything, if there is anything.
+    fn anew(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
+        let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
+        for run in piece.runs(0) {
+            if let Err(error) = region.program.memory.kinds(run, &mut kinds) {
+                self.core.report(error);
+                piece.pages.iter().for_each(|index| region.pending.add(*index));
+                return;
+            }
+        }
+        let found = piece.pages.iter().zip(kinds);
+        let private = found.filter(|(_, kind)| *kind == Some(Kind::Private));
+        let pages: Vec<u64> = private.map(|(index, _)| *index).collect();
+        for some in pages.chunks(PIECE_PAGES) {
+            let some = Piece { pages: some.to_vec(), ..*piece };
+            self.read(&some, judged);
+            self.ask_kinds(&some, judged);
         }
     }
 

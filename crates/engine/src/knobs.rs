@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Knob {
     /// 0 stops, 1 scans, 2 stops and unmerges everything. Default 0.
     Run,
-    /// Pages looked at in a batch, at least 1. Default 100.
+    /// Pages looked at in a batch; 0: none are. Default 100. While the advisor is at work it is the
+    /// advisor's to set.
     PagesToScan,
     /// Rest after a batch in milliseconds; 0: none. Default 20.
     SleepMillisecs,
@@ -27,7 +28,25 @@ pub enum Knob {
     MergeAcrossNodes,
     /// 1: pages of zeros are mapped to the machine's own page of zeros. Default 0.
     UseZeroPages,
+    /// 1: pages that were not merged in several looks are looked at more rarely. Default 1.
+    SmartScan,
+    /// Who sets `pages_to_scan`: [`ADVISOR_NONE`], or [`ADVISOR_SCAN_TIME`] for the advisor. Default:
+    /// nobody.
+    AdvisorMode,
+    /// The most of a CPU that the advisor lets scanning take, in percent. Default 70.
+    AdvisorMaxCpu,
+    /// The `pages_to_scan` that the advisor begins with. Default 500.
+    AdvisorMinPagesToScan,
+    /// The most that the advisor sets `pages_to_scan` to. Default 30 000.
+    AdvisorMaxPagesToScan,
+    /// How long a full scan is to take by the advisor, in seconds, at least 1. Default 200.
+    AdvisorTargetScanTime,
 }
+
+/// [`Knob::AdvisorMode`]: `pages_to_scan` is as it was set.
+pub const ADVISOR_NONE: u64 = 0;
+/// [`Knob::AdvisorMode`]: `pages_to_scan` is such that a full scan takes the time wanted.
+pub const ADVISOR_SCAN_TIME: u64 = 1;
 
 struct Limits {
     name: &'static str,
@@ -40,7 +59,7 @@ const U32: u64 = u32::MAX as u64;
 
 impl Knob {
     /// Every knob.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::Run,
         Self::PagesToScan,
         Self::SleepMillisecs,
@@ -48,12 +67,18 @@ impl Knob {
         Self::StableNodeChainsPruneMillisecs,
         Self::MergeAcrossNodes,
         Self::UseZeroPages,
+        Self::SmartScan,
+        Self::AdvisorMode,
+        Self::AdvisorMaxCpu,
+        Self::AdvisorMinPagesToScan,
+        Self::AdvisorMaxPagesToScan,
+        Self::AdvisorTargetScanTime,
     ];
 
     const fn limits(self) -> Limits {
         let (name, default, least, most) = match self {
             Self::Run => ("run", 0, 0, 2),
-            Self::PagesToScan => ("pages_to_scan", 100, 1, U32),
+            Self::PagesToScan => ("pages_to_scan", 100, 0, U32),
             Self::SleepMillisecs => ("sleep_millisecs", 20, 0, U32),
             Self::MaxPageSharing => ("max_page_sharing", 256, 2, i32::MAX as u64),
             Self::StableNodeChainsPruneMillisecs => {
@@ -61,6 +86,12 @@ impl Knob {
             }
             Self::MergeAcrossNodes => ("merge_across_nodes", 1, 0, 1),
             Self::UseZeroPages => ("use_zero_pages", 0, 0, 1),
+            Self::SmartScan => ("smart_scan", 1, 0, 1),
+            Self::AdvisorMode => ("advisor_mode", ADVISOR_NONE, ADVISOR_NONE, ADVISOR_SCAN_TIME),
+            Self::AdvisorMaxCpu => ("advisor_max_cpu", 70, 0, U32),
+            Self::AdvisorMinPagesToScan => ("advisor_min_pages_to_scan", 500, 0, u64::MAX),
+            Self::AdvisorMaxPagesToScan => ("advisor_max_pages_to_scan", 30_000, 0, u64::MAX),
+            Self::AdvisorTargetScanTime => ("advisor_target_scan_time", 200, 1, u64::MAX),
         };
         Limits { name, default, least, most }
     }
@@ -131,6 +162,9 @@ pub enum KnobError {
         /// Frames in use.
         shared: u64,
     },
+    /// `pages_to_scan` is the advisor's to set (the kernel's EINVAL).
+    #[error("pages_to_scan can't change while advisor_mode is scan-time: set that to none first")]
+    Advised,
     /// Unmerging for run=2 did not finish.
     #[error("run=2: {0}")]
     Unmerge(#[from] crate::UnmergeError),
@@ -151,7 +185,7 @@ impl Knobs {
         self.0[knob as usize].load(Ordering::SeqCst)
     }
 
-    /// The value of a knob whose range fits 32 bits, as all do.
+    /// The value of a knob whose range fits 32 bits.
     pub(crate) fn get_u32(&self, knob: Knob) -> u32 {
         u32::try_from(self.get(knob)).unwrap_or(u32::MAX)
     }
@@ -183,6 +217,12 @@ mod tests {
                 ("stable_node_chains_prune_millisecs", 2000),
                 ("merge_across_nodes", 1),
                 ("use_zero_pages", 0),
+                ("smart_scan", 1),
+                ("advisor_mode", ADVISOR_NONE),
+                ("advisor_max_cpu", 70),
+                ("advisor_min_pages_to_scan", 500),
+                ("advisor_max_pages_to_scan", 30_000),
+                ("advisor_target_scan_time", 200),
             ]
         );
         for knob in Knob::ALL {
@@ -204,6 +244,6 @@ mod tests {
             "stable_node_chains_prune_millisecs can't be 4294967296: allowed is 0 to 4294967295"
         );
         assert!(Knob::StableNodeChainsPruneMillisecs.check(U32).is_ok());
-        assert!(Knob::PagesToScan.check(0).is_err());
+        assert!(Knob::AdvisorTargetScanTime.check(0).is_err());
     }
 }

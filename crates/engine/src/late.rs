@@ -28,6 +28,11 @@ impl Late {
         self.0.lock().insert(merge.page, merge);
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
     /// Whether any of a region's pages has one.
     pub(crate) fn any_in(&self, region: &Region, pages: Range<u64>) -> bool {
         let pages = region.page(pages.start)..region.page(pages.end);

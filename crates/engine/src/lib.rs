@@ -8,6 +8,8 @@
 //! looks it up, `supply` makes new frames, `plan` cuts runs, the machine merges them, `record`
 //! writes down what came of it.
 
+mod advisor;
+mod ages;
 mod clock;
 mod core;
 mod counters;
@@ -37,9 +39,10 @@ mod unmerge;
 mod world;
 
 pub use clock::Clock;
-pub use counters::{Counters, StageTimes};
+pub use core::RETRY_PASSES;
+pub use counters::{Counters, Progress, StageTimes};
 pub use engine::{Engine, EngineError, EngineOptions, RegionHandle, RegisterError};
-pub use knobs::{Knob, KnobError};
+pub use knobs::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob, KnobError};
 pub use nodes::{NodeReport, PagesByNode, PoolReport};
 pub use numerge_stable_tree::Kpfn;
 pub use numerge_topology::{Nid, Topology};

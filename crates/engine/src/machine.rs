@@ -81,6 +81,9 @@ pub enum Outcome {
     Gone,
     /// The machine ran out of something (memory, mappings). Nothing was changed.
     Exhausted,
+    /// The program has much to answer already and was not asked. Nothing was changed; worth another
+    /// try at the next look.
+    Deferred,
     /// The program has not answered yet, and may merge the page at any moment. What became of it is
     /// told by [`Memory::late`].
     Late,

@@ -113,7 +113,8 @@ pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle, shard: &
             return;
         }
         left -= batch.len();
-        batch.sort_by_key(|queued| (core.forest.sharers(queued.kpfn()) == 1, queued.kpfn()));
+        // Cached: others give shares up meanwhile.
+        batch.sort_by_cached_key(|queued| (core.forest.sharers(queued.kpfn()) == 1, queued.kpfn()));
         let kpfns: Vec<Kpfn> = batch.iter().map(Queued::kpfn).collect();
         nids.clear();
         core.frames.nodes_of(&kpfns, &mut nids);

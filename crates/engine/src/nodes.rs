@@ -87,20 +87,52 @@ pub(crate) fn report(core: &Core, reader: &Handle) -> Vec<NodeReport> {
 
 fn of_shard(shard: &crate::shard::Shard) -> NodeReport {
     NodeReport {
-        nid: shard.nid,
         online: shard.is_online(),
-        pages_home: 0,
         pages_scanned: shard.scanned_here.get(),
         pages_scanned_remote: shard.scanned_elsewhere.get(),
-        pages_shared: 0,
-        pages_sharing: 0,
-        stable_node_chains: 0,
-        stable_node_dups: 0,
         stable_nodes_queued: shard.queued.get(),
         stable_nodes_replaced: shard.replaced.get(),
-        sharers_remote: 0,
-        metadata_bytes: 0,
-        metadata_bytes_remote: 0,
+        ..NodeReport::nothing_on(shard.nid)
+    }
+}
+
+impl NodeReport {
+    /// A node that is online, with nothing on it.
+    #[must_use]
+    pub const fn nothing_on(nid: Nid) -> Self {
+        Self {
+            nid,
+            online: true,
+            pages_home: 0,
+            pages_scanned: 0,
+            pages_scanned_remote: 0,
+            pages_shared: 0,
+            pages_sharing: 0,
+            stable_node_chains: 0,
+            stable_node_dups: 0,
+            stable_nodes_queued: 0,
+            stable_nodes_replaced: 0,
+            sharers_remote: 0,
+            metadata_bytes: 0,
+            metadata_bytes_remote: 0,
+        }
+    }
+
+    /// Adds what another engine has on the same node.
+    pub const fn add(&mut self, other: &Self) {
+        self.online &= other.online;
+        self.pages_home += other.pages_home;
+        self.pages_scanned += other.pages_scanned;
+        self.pages_scanned_remote += other.pages_scanned_remote;
+        self.pages_shared += other.pages_shared;
+        self.pages_sharing += other.pages_sharing;
+        self.stable_node_chains += other.stable_node_chains;
+        self.stable_node_dups += other.stable_node_dups;
+        self.stable_nodes_queued += other.stable_nodes_queued;
+        self.stable_nodes_replaced += other.stable_nodes_replaced;
+        self.sharers_remote += other.sharers_remote;
+        self.metadata_bytes += other.metadata_bytes;
+        self.metadata_bytes_remote += other.metadata_bytes_remote;
     }
 }
 

@@ -50,6 +50,7 @@ pub(crate) fn record_over_budget(core: &Core, world: &World, reader: &Handle, me
         }
     }
     core.tally.over_budget.add(merges.len() as u64);
+    core.tally.refused.add(merges.len() as u64);
 }
 
 /// Gives up the share reserved for a merge that did not come about.
@@ -88,10 +89,18 @@ pub(crate) fn record(
                 Outcome::Pinned | Outcome::Refused => {
                     world.record(merge.page).set(PageState::Held(merge.fingerprint));
                     core.tally.held.add(1);
+                    core.tally.refused.add(1);
+                }
+                Outcome::Deferred => {
+                    world.record(merge.page).set(PageState::Seen(merge.fingerprint));
+                    core.tally.deferred.add(1);
+                    let (region, index) = world.locate(merge.page);
+                    region.pending.add(index);
                 }
                 Outcome::Exhausted => {
                     world.record(merge.page).set(PageState::OverBudget(merge.fingerprint));
                     core.tally.over_budget.add(1);
+                    core.tally.refused.add(1);
                 }
                 Outcome::Gone => {
                     world.record(merge.page).set(PageState::Untouched);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use numerge_stable_tree::{PageId, Slot};
 
+use crate::ages::Ages;
 use crate::machine::Vpn;
 use crate::pending::Pending;
 use crate::program::Program;
@@ -22,6 +23,7 @@ pub(crate) struct Region {
     pub(crate) first: PageId,
     /// Pages to be looked at again.
     pub(crate) pending: Pending,
+    pub(crate) ages: Ages,
     /// The shard that scans each segment, the last of which may be shorter: its *home*.
     homes: Box<[AtomicU16]>,
     /// Being unregistered: no scan may begin to look at it.
@@ -39,6 +41,7 @@ impl Region {
             slot,
             first,
             pending: Pending::new(count),
+            ages: Ages::new(count),
             homes: (0..segments).map(|_| AtomicU16::new(0)).collect(),
             closing: AtomicBool::new(false),
         }
@@ -98,6 +101,9 @@ impl Region {
 
     /// Bytes of what the engine knows of it.
     pub(crate) fn metadata_bytes(&self) -> u64 {
-        size_of::<Self>() as u64 + size_of_val(&*self.homes) as u64 + self.pending.metadata_bytes()
+        size_of::<Self>() as u64
+            + size_of_val(&*self.homes) as u64
+            + self.pending.metadata_bytes()
+            + self.ages.metadata_bytes()
     }
 }

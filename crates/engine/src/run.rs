@@ -110,6 +110,11 @@ impl Inner {
         let (mut looked_in_pass, mut looked_since_rest) = (0, 0);
         while self.wait_for_work(index, &reader) {
             let quota = core.knobs.get(Knob::PagesToScan);
+            if quota == 0 {
+                let rest = Duration::from_millis(core.knobs.get(Knob::SleepMillisecs));
+                self.rest(index, rest.max(IDLE_REST));
+                continue;
+            }
             let left = quota.saturating_sub(looked_since_rest).max(1);
             let batch = core.batch(shard, &reader, left, || core.knobs.get(Knob::Run) == 1);
             looked_in_pass += batch.looked;

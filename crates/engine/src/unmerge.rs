@@ -27,17 +27,17 @@ pub enum UnmergeError {
     Memory(#[from] MemoryError),
 }
 
-/// Unmerges all pages of all regions while `go_on` says so. A program that does not answer holds up
-/// none but its own.
+/// Unmerges all pages of all regions while `go_on` says so, and forgets what was seen of each: scanning
+/// begins anew. A program that does not answer holds up none but its own.
 pub(crate) fn unmerge_all(
     core: &Core,
     reader: &Handle,
-    go_on: impl Fn() -> bool,
+    go_on: &impl Fn() -> bool,
 ) -> Result<(), UnmergeError> {
     let regions: Vec<Arc<Region>> = core.world().regions().map(Arc::clone).collect();
     let mut all = Ok(());
     for region in &regions {
-        match unmerge_region(core, reader, region, &go_on) {
+        match unmerge_region(core, reader, region, Then::Forget, go_on) {
             silent @ Err(UnmergeError::Memory(MemoryError::NoAnswer)) => all = silent,
             done => done?,
         }
@@ -45,11 +45,21 @@ pub(crate) fn unmerge_all(
     all
 }
 
+/// What is to be known of pages that were unmerged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// All that was.
+    Keep,
+    /// Nothing, as of pages that no scan has seen, but that there is something to look at.
+    Forget,
+}
+
 /// Unmerges the pages of one region. A region that was unregistered meanwhile is done already.
 pub(crate) fn unmerge_region(
     core: &Core,
     reader: &Handle,
     region: &Arc<Region>,
+    then: Then,
     go_on: &impl Fn() -> bool,
 ) -> Result<(), UnmergeError> {
     let mut start = 0;
@@ -63,6 +73,9 @@ pub(crate) fn unmerge_region(
             return Ok(());
         }
         let unmerged = unmerge_piece(core, &world, reader, region, start..end);
+        if unmerged.is_ok() && then == Then::Forget {
+            forget_looks(core, &world, region, start..end);
+        }
         // Whoever has been waiting is next.
         RwLockWriteGuard::unlock_fair(world);
         if unmerged? {
@@ -126,6 +139,27 @@ pub(crate) fn give_own_memory(
     Ok(())
 }
 
+/// Takes pages that are not merged out of every structure, and has them looked at anew.
+fn forget_looks(core: &Core, world: &World, region: &Region, pages: Range<u64>) {
+    let tally = &core.tally;
+    for index in pages {
+        let page = region.page(index);
+        let record = world.record(page);
+        match record.state() {
+            PageState::Untouched => continue,
+            PageState::Unshared(_) => {
+                world.remove_unshared(page);
+            }
+            PageState::Held(_) => tally.held.sub(1),
+            PageState::OverBudget(_) => tally.over_budget.sub(1),
+            _ => {}
+        }
+        record.set(PageState::Untouched);
+        tally.touched.sub(1);
+        region.pending.add(index);
+    }
+}
+
 fn is_merged(world: &World, region: &Region, index: u64) -> bool {
     matches!(world.record(region.page(index)).state(), PageState::Merged(_) | PageState::Zero)
 }
@@ -152,7 +186,7 @@ pub(crate) fn unregister(
 ) -> Result<(), MemoryError> {
     loop {
         region.set_closing(true);
-        let unmerged = unmerge_region(core, reader, region, &|| true);
+        let unmerged = unmerge_region(core, reader, region, Then::Keep, &|| true);
         let mut world = core.world_mut();
         if !world.holds(region) {
             region.set_closing(true);

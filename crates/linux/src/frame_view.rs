@@ -50,15 +50,24 @@ impl FrameView {
         files.insert(number, Arc::new(FrameFile::map(file, false)?));
         Ok(())
     }
-}
 
-impl FrameView {
     /// Gives up all files. Nothing of the process is mapped to their frames any more, or will be
     /// compared with them; so another engine's can be taken in under the same numbers.
     pub fn clear(&self) {
         if self.depth == fork::depth() {
             self.files.write().unwrap_or_else(PoisonError::into_inner).clear();
         }
+    }
+
+    /// Gives up the files that nothing is being compared with just now. Whether that was all of them.
+    #[must_use]
+    pub fn clear_unused(&self) -> bool {
+        if self.depth != fork::depth() {
+            return true; // they are not mapped here
+        }
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|_, file| Arc::strong_count(file) > 1);
+        files.is_empty()
     }
 }
 

@@ -267,9 +267,17 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
 }
 
 /// Whether a mount is of a file system that has its files in the page cache. By number, since asking a file
-/// may wait for who serves it.
+/// may wait for who serves it. Files that were opened before this process got mounts of its own are
+/// on the host's, whose numbers are no others'.
 fn is_cached(mount: u64) -> bool {
-    let Some(mounts) = open(c"/proc/thread-self/mountinfo") else { return false };
+    [c"/proc/thread-self/mountinfo", c"/proc/1/mountinfo"]
+        .into_iter()
+        .any(|mounts| is_cached_there(mounts, mount))
+}
+
+/// The same, of mounts that a file of /proc lists.
+fn is_cached_there(mounts: &CStr, mount: u64) -> bool {
+    let Some(mounts) = open(mounts) else { return false };
     // A line has the number first, and what matters after a dash that stands alone; names of files have no
     // blanks in them here. What is too long for the room is not known.
     let mut room = [0_u8; 4096];

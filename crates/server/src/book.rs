@@ -284,7 +284,7 @@ impl Book {
                 // An unmerging that was given up may still be carried out, and the answers come in
                 // any order.
                 if self.is_being_unmerged(&part) {
-                    out[places].fill(Outcome::Pinned);
+                    out[places].fill(Outcome::Deferred);
                     continue;
                 }
                 out[places].fill(Outcome::Late);

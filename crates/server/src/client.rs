@@ -7,7 +7,7 @@ use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use numerge_engine::machine::PAGE_SIZE;
@@ -41,6 +41,8 @@ pub(crate) struct Client {
     pub(crate) inbox: Inbox,
     /// Pages registered.
     pub(crate) registered: AtomicU64,
+    /// Whether a message is being received or taken in.
+    is_taking_in: AtomicBool,
     /// Given up before the engine takes anything that the client maps for free.
     serving: Mutex<Option<Serving>>,
 }
@@ -76,6 +78,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
         domain,
         inbox: Inbox::default(),
         registered: AtomicU64::new(0),
+        is_taking_in: AtomicBool::new(false),
         serving: Mutex::new(Some(serving)),
     });
     if !host.welcome(number, &client) || client.send_welcome(&host.options).is_err() {
@@ -156,6 +159,9 @@ impl Client {
     /// Reads what the client says until the connection ends, or the process that a pidfd stands for.
     fn listen(&self, host: &Host, buffer: &mut Buffer, process: BorrowedFd<'_>) {
         loop {
+            self.is_taking_in.store(false, Ordering::SeqCst);
+            self.memory.link().wait_for_input(process);
+            self.is_taking_in.store(true, Ordering::SeqCst);
             let taken = match self.memory.link().receive(buffer, None, Some(process)) {
                 Ok(Some((message, _))) => self.take(message),
                 Ok(None) => return,
@@ -230,6 +236,10 @@ impl Client {
         if !self.memory.link().send_patiently(&ToClient::Leave { keep }, REJECT_WAIT) {
             self.memory.link().hang_up();
         }
+    }
+
+    pub(crate) fn is_taking_in(&self) -> bool {
+        self.is_taking_in.load(Ordering::SeqCst)
     }
 
     pub(crate) fn registered_pages(&self) -> u64 {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use numerge_engine::machine::MemoryError;
-use numerge_engine::{Knob, KnobError, UnmergeError};
+use numerge_engine::{ADVISOR_SCAN_TIME, Knob, KnobError, UnmergeError};
 use numerge_protocol::{Reason, Socket};
 use numerge_topology::Topology;
 use parking_lot::{Condvar, Mutex};
@@ -21,6 +21,7 @@ use crate::domain::{Domain, DomainId};
 use crate::memory::Answers;
 use crate::options::Options;
 use crate::rejection::Rejection;
+use crate::scans::Scans;
 
 /// Least time between two looks at who maps frames that are to be given back; and it is at most this
 /// share of the time that is spent on it.
@@ -44,6 +45,7 @@ pub(crate) struct Host {
     stopped: Condvar,
     /// Readable once the server stops.
     stop: OwnedFd,
+    pub(crate) scans: Scans,
 }
 
 /// Who is connected.
@@ -60,6 +62,18 @@ struct Registry {
     settings: BTreeMap<Knob, u64>,
 }
 
+impl Registry {
+    /// As it was set.
+    fn value(&self, knob: Knob) -> u64 {
+        self.settings.get(&knob).copied().unwrap_or_else(|| knob.default_value())
+    }
+
+    /// Whether `pages_to_scan` is the advisors' to set.
+    fn is_advised(&self) -> bool {
+        self.value(Knob::AdvisorMode) == ADVISOR_SCAN_TIME
+    }
+}
+
 impl Host {
     pub(crate) fn new(options: Options, topology: Arc<Topology>) -> io::Result<Self> {
         Ok(Self {
@@ -72,7 +86,12 @@ impl Host {
             stopping: Mutex::new(false),
             stopped: Condvar::new(),
             stop: rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?,
+            scans: Scans::default(),
         })
+    }
+
+    pub(crate) fn topology(&self) -> &Topology {
+        &self.topology
     }
 
     // Domains.
@@ -86,10 +105,19 @@ impl Host {
         self.domains.lock().domains.clear();
     }
 
-    /// A knob as it was set for all domains.
+    /// A knob as it was set for all domains; of what advisors set, the largest.
     pub(crate) fn knob(&self, knob: Knob) -> u64 {
-        let set = self.domains.lock().settings.get(&knob).copied();
-        set.unwrap_or_else(|| knob.default_value())
+        let registry = self.domains.lock();
+        if knob == Knob::PagesToScan && registry.is_advised() {
+            let advised = registry.domains.values().map(|domain| domain.engine().knob(knob));
+            return advised.max().unwrap_or_else(|| registry.value(Knob::AdvisorMinPagesToScan));
+        }
+        registry.value(knob)
+    }
+
+    /// Whether a knob was set to a value for all domains.
+    pub(crate) fn is_set(&self, knob: Knob, value: u64) -> bool {
+        self.domains.lock().value(knob) == value
     }
 
     /// Sets a knob for all domains: see [`crate::Server::set`].
@@ -97,10 +125,16 @@ impl Host {
         knob.check(value)?;
         let (before, domains) = {
             let mut registry = self.domains.lock();
-            let before = registry.settings.insert(knob, value);
+            if knob == Knob::PagesToScan && registry.is_advised() {
+                return Err(KnobError::Advised);
+            }
+            let before = registry.value(knob);
+            registry.settings.insert(knob, value);
+            if knob == Knob::AdvisorMode && before != value {
+                registry.settings.remove(&Knob::PagesToScan);
+            }
             (before, registry.domains.values().cloned().collect::<Vec<_>>())
         };
-        let before = before.unwrap_or_else(|| knob.default_value());
         tracing::debug!(%knob, value, "to be set");
         let mut failed = Ok(());
         for domain in &domains {
@@ -112,6 +146,9 @@ impl Host {
                     break;
                 }
             }
+        }
+        if (knob, value) == (Knob::Run, 2) && failed.is_ok() {
+            self.scans.reset();
         }
         match &failed {
             Ok(()) => tracing::info!(%knob, value, "set"),
@@ -216,6 +253,11 @@ impl Host {
 
     pub(crate) fn all_clients(&self) -> Vec<Arc<Client>> {
         self.clients.lock().values().filter_map(|connection| connection.client.clone()).collect()
+    }
+
+    /// Whether a client is served still.
+    pub(crate) fn is_listed(&self, client: &Arc<Client>) -> bool {
+        self.all_clients().iter().any(|other| Arc::ptr_eq(other, client))
     }
 
     /// How many there are, those that have not introduced themselves included.

@@ -26,6 +26,8 @@ pub(crate) enum Order {
 #[derive(Default)]
 struct Waiting {
     orders: VecDeque<Order>,
+    /// One was taken, and the next was not asked for.
+    is_at_work: bool,
     is_closed: bool,
 }
 
@@ -54,14 +56,23 @@ impl Inbox {
     /// Takes the next order, when there is one; None once it is closed, whatever waits still.
     pub(crate) fn next(&self) -> Option<Order> {
         let mut waiting = self.waiting.lock();
+        waiting.is_at_work = false;
         self.changed
             .wait_while(&mut waiting, |waiting| waiting.orders.is_empty() && !waiting.is_closed);
         if waiting.is_closed {
             return None;
         }
         let order = waiting.orders.pop_front();
+        waiting.is_at_work = order.is_some();
         self.changed.notify_all();
         order
+    }
+
+    /// Whether all orders were carried out. Not once it is closed: how far its client's end is, others
+    /// know.
+    pub(crate) fn is_idle(&self) -> bool {
+        let waiting = self.waiting.lock();
+        waiting.orders.is_empty() && !waiting.is_at_work && !waiting.is_closed
     }
 
     /// Nothing more is to be done.

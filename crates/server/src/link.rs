@@ -116,6 +116,22 @@ impl Link {
         }
     }
 
+    /// Whether there is something to receive, the end of the connection included.
+    pub(crate) fn has_input(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::IN)];
+        // Where that can't be told, nobody waits for it.
+        poll(&mut polled, Some(Duration::ZERO)).is_ok_and(|ready| ready)
+    }
+
+    /// Waits until there is something to receive, the end of the connection and of `process`, a pidfd,
+    /// included.
+    pub(crate) fn wait_for_input(&self, process: BorrowedFd<'_>) {
+        let process = PollFd::from_borrowed_fd(process, PollFlags::IN);
+        let mut polled = [PollFd::new(&self.socket, PollFlags::IN), process];
+        // Who called looks for itself.
+        let _ = poll(&mut polled, None);
+    }
+
     /// Ends the connection, in both directions. Who waits to receive is woken.
     pub(crate) fn hang_up(&self) {
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{
@@ -51,13 +52,16 @@ pub(crate) struct RemoteMemory {
     pools: Arc<FramePools>,
     link: Link,
     book: Mutex<Book>,
+    /// Pages that the client was not asked to merge since it was silent.
+    unasked: AtomicU64,
     /// The client has said something, or there is no connection any more.
     heard: Condvar,
 }
 
 impl RemoteMemory {
     pub(crate) fn new(process: RemoteProcess, pools: Arc<FramePools>, link: Link) -> Self {
-        Self { process, pools, link, book: Mutex::new(Book::new()), heard: Condvar::new() }
+        let book = Mutex::new(Book::new());
+        Self { process, pools, link, book, unasked: AtomicU64::new(0), heard: Condvar::new() }
     }
 
     pub(crate) const fn process(&self) -> &RemoteProcess {
@@ -108,6 +112,13 @@ impl RemoteMemory {
         Answers::All
     }
 
+    /// Pages that the client was not asked to merge since it was silent, in all. They are tried again
+    /// when all that could not be merged are.
+    pub(crate) fn unasked(&self) -> u64 {
+        // Relaxed: as where it is counted.
+        self.unasked.load(Ordering::Relaxed)
+    }
+
     /// There is no connection any more: nobody waits for the client.
     pub(crate) fn end(&self) {
         self.book().end();
@@ -156,7 +167,13 @@ impl RemoteMemory {
             if book.is_over() {
                 return refuse(out, Outcome::Gone);
             }
-            if book.is_leaving() || book.is_silent(now) {
+            if book.is_silent(now) {
+                let pages = runs.iter().map(|run| count(&run.pages)).sum();
+                // Relaxed: a counter, nothing is ordered by it.
+                self.unasked.fetch_add(pages, Ordering::Relaxed);
+                return refuse(out, Outcome::Pinned);
+            }
+            if book.is_leaving() {
                 return refuse(out, Outcome::Pinned);
             }
             let askable = book.askable(runs, out);
@@ -177,9 +194,12 @@ impl RemoteMemory {
             }
             out.truncate(before);
             // Only while it has something to answer is there something to wait for.
-            let deadline = until.min(now + SLOT_WAIT);
-            if !book.is_asked_anything() || self.heard.wait_until(&mut book, deadline).timed_out() {
+            if !book.is_asked_anything() {
                 return refuse(out, Outcome::Pinned);
+            }
+            let deadline = until.min(now + SLOT_WAIT);
+            if self.heard.wait_until(&mut book, deadline).timed_out() {
+                return refuse(out, Outcome::Deferred);
             }
         }
     }

@@ -89,6 +89,8 @@ impl Server {
         server.start("numerge-accept", move || accept_all(&accept, &listener))?;
         let settle = Arc::clone(&server.host);
         server.start("numerge-settle", move || settle.settle())?;
+        let scans = Arc::clone(&server.host);
+        server.start("numerge-scans", move || scans.count_scans())?;
         Ok(server)
     }
 
@@ -106,18 +108,34 @@ impl Server {
         self.host.all_domains()
     }
 
-    /// The counters of all domains together.
+    /// The counters of all domains together. When `full_scans` has risen by two, what had not changed
+    /// before it began to is settled.
     #[must_use]
     pub fn counters(&self) -> Counters {
+        let full_scans = self.host.scans.over();
         let domains = self.host.all_domains();
         let all = domains.iter().map(|domain| domain.engine().counters());
-        all.fold(Counters::default(), |a, b| sum(&a, &b))
+        let all = all.fold(Counters::default(), |a, b| sum(&a, &b));
+        Counters { full_scans, ..all }
     }
 
-    /// The value of a knob, as it was set for all domains.
+    /// The value of a knob, as it was set for all domains; of what advisors set, the largest.
     #[must_use]
     pub fn knob(&self, knob: Knob) -> u64 {
         self.host.knob(knob)
+    }
+
+    pub(crate) fn topology(&self) -> &Topology {
+        self.host.topology()
+    }
+
+    /// Has a `run=2` that is under way end soon: `run` is 0 then, and what is merged still stays so.
+    /// Without one, does nothing.
+    pub fn interrupt_unmerging(&self) {
+        if self.knob(Knob::Run) == 2 {
+            // 0 is a value that it takes.
+            let _ = self.set(Knob::Run, 0);
+        }
     }
 
     /// Sets a knob for all domains, and those to come. `run=2` returns when everything is unmerged,
@@ -201,7 +219,9 @@ fn sum(a: &Counters, b: &Counters) -> Counters {
         pages_unshared: a.pages_unshared + b.pages_unshared,
         pages_volatile: a.pages_volatile + b.pages_volatile,
         pages_scanned: a.pages_scanned + b.pages_scanned,
-        full_scans: a.full_scans + b.full_scans,
+        pages_skipped: a.pages_skipped + b.pages_skipped,
+        // Counted otherwise: see `scans`.
+        full_scans: 0,
         stable_node_chains: a.stable_node_chains + b.stable_node_chains,
         stable_node_dups: a.stable_node_dups + b.stable_node_dups,
         ksm_zero_pages: a.ksm_zero_pages + b.ksm_zero_pages,

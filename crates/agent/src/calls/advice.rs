@@ -9,6 +9,7 @@ use super::{bytes, change_pages, pages_of, relieved};
 use crate::agent::{self, Here, enter, keeping_errno};
 use crate::known;
 use crate::sys::{self, Answer, register};
+use crate::told;
 
 /// madvise(2).
 ///
@@ -127,7 +128,9 @@ fn want(start: usize, len: usize) -> Answer {
         && let Some(mut here) = enter()
     {
         here.want(&pages);
+        here.waiting += 1;
         here.start(true);
+        told::wait(&pages);
     }
     Ok(0)
 }

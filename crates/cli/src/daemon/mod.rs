@@ -72,6 +72,10 @@ pub(crate) struct Arguments {
     /// Sets a knob; may be repeated
     #[arg(long = "set", value_name = "KNOB=VALUE")]
     settings: Vec<Setting>,
+    /// Where to show control files, as the kernel's in /sys/kernel/mm/ksm [default: /run/numerge/ksm if no
+    /// other socket is named and that can be, else nowhere]
+    #[arg(long, value_name = "DIR")]
+    control_dir: Option<PathBuf>,
     /// What is logged, on standard error: this and what matters more
     #[arg(long, value_enum, default_value_t = Level::Info)]
     log: Level,
@@ -126,7 +130,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         options.unserved_user = Some(user.uid.as_raw());
     }
     user::hide()?;
-    let host = Host::start(sockets, options, &arguments.settings)?;
+    let mut host = Host::start(sockets, options, &arguments.settings)?;
+    match &arguments.control_dir {
+        Some(directory) => host.show_files(directory)?,
+        None if socket == Path::new(numerge::DAEMON_SOCKET) => {
+            if let Err(error) = host.show_files(&socket.with_file_name("ksm")) {
+                tracing::warn!(%error, "no control files");
+            }
+        }
+        None => {}
+    }
     tracing::info!(socket = %socket.display(), uid = rustix::process::geteuid().as_raw(), "listening");
     if let Some(signal) = signals.forever().next() {
         tracing::info!(signal, "ending");

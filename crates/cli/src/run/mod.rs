@@ -1,5 +1,6 @@
 //! `numerge run`: a command and its descendants, their memory merged.
 
+mod as_ksm;
 mod command;
 mod stats;
 
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use numerge::{AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, default_socket};
+use numerge::{AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, Options as EngineOptions, default_socket};
 use numerge_server::Socket;
 
 use crate::host::{self, Setting};
@@ -43,6 +44,14 @@ pub(crate) struct Arguments {
     /// Sets a knob before COMMAND starts; may be repeated. Uses an engine of its own, not the daemon
     #[arg(long = "set", value_name = "KNOB=VALUE")]
     settings: Vec<Setting>,
+    /// Shows control files at DIR, as the kernel's in /sys/kernel/mm/ksm. Uses an engine of its own
+    #[arg(long, value_name = "DIR", conflicts_with = "as_ksm")]
+    control_dir: Option<PathBuf>,
+    /// Shows control files to COMMAND in the place of the kernel's, at /sys/kernel/mm/ksm, and begins
+    /// with the kernel's defaults: nothing is merged until COMMAND writes 1 to `run`. Uses an engine
+    /// of its own
+    #[arg(long)]
+    as_ksm: bool,
     /// The daemon's socket [default: NUMERGE_SOCKET, or where a daemon listens if nothing is said]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -55,7 +64,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let agent = find_agent()?;
     let daemon = find_daemon(arguments)?;
-    let own = if daemon.is_none() { Some(host::Own::start(&arguments.settings)?) } else { None };
+    let own = if daemon.is_none() { Some(start_own(arguments)?) } else { None };
     let socket = match (&daemon, &own) {
         (Some(socket), _) => socket.clone(),
         (None, Some(own)) => own.socket().to_path_buf(),
@@ -94,12 +103,39 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     }
 }
 
+/// An engine for the command alone.
+fn start_own(arguments: &Arguments) -> Result<host::Own, Box<dyn Error>> {
+    if !arguments.as_ksm {
+        let mut own = host::Own::start(&arguments.settings, EngineOptions::default())?;
+        if let Some(directory) = &arguments.control_dir {
+            own.show_files(directory)?;
+        }
+        return Ok(own);
+    }
+    // Before the engine has threads.
+    as_ksm::enter_namespace()?;
+    let settings = [&[Setting::STOPPED], &arguments.settings[..]].concat();
+    let engine = EngineOptions {
+        mapping_share_percent: as_ksm::MAPPING_SHARE_PERCENT,
+        ..EngineOptions::default()
+    };
+    let mut own = host::Own::start(&settings, engine)?;
+    own.show_files(Path::new(as_ksm::DIRECTORY))?;
+    own.leave_files();
+    Ok(own)
+}
+
 /// The socket of a daemon that answers there, if one is to be used.
 fn find_daemon(arguments: &Arguments) -> Result<Option<PathBuf>, Box<dyn Error>> {
-    if !arguments.settings.is_empty() {
+    let for_own = [
+        ("--set", !arguments.settings.is_empty()),
+        ("--control-dir", arguments.control_dir.is_some()),
+        ("--as-ksm", arguments.as_ksm),
+    ];
+    if let Some((option, _)) = for_own.iter().find(|(_, is_given)| *is_given) {
         return match &arguments.socket {
             Some(socket) => Err(format!(
-                "--set is for an engine of COMMAND's own, and --socket {} is a daemon's",
+                "{option} is for an engine of COMMAND's own, and --socket {} is a daemon's",
                 socket.display()
             )
             .into()),

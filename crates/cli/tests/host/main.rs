@@ -5,8 +5,10 @@
 mod arrays;
 mod bed;
 mod cases;
+mod control_dir;
 mod decay;
 mod files;
+mod frames;
 mod guests;
 mod hard;
 mod redis;

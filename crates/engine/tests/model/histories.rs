@@ -90,6 +90,8 @@ impl Pair {
         };
         let engine = Engine::new(machine.clone(), machine.clone(), options).unwrap();
         engine.set(Knob::PagesToScan, pages_to_scan).unwrap();
+        // The model takes every look.
+        engine.set(Knob::SmartScan, 0).unwrap();
         let limit = 3;
         engine.set(Knob::MaxPageSharing, limit).unwrap();
         let knobs = Knobs {

@@ -306,7 +306,7 @@ impl Model {
         }
         match page.state {
             State::Seen(_) if was_pending => true,
-            State::Unread if was_pending => {
+            State::Unread | State::Untouched if was_pending => {
                 self.pages[number].state = State::Seen(content);
                 self.pages[number].pending = true;
                 false
@@ -472,18 +472,18 @@ impl Model {
         }
     }
 
-    /// `run=2`.
+    /// `run=2`: what was seen of the pages is forgotten too, and scanning begins anew.
     pub(crate) fn unmerge(&mut self) {
         for page in &mut self.pages {
-            if let State::Merged(frame) = page.state {
-                if !page.dirty {
-                    page.node = self.frames[&frame].node;
-                }
-            } else if page.state != State::Zero {
-                continue;
+            if let State::Merged(frame) = page.state
+                && !page.dirty
+            {
+                page.node = self.frames[&frame].node;
             }
-            page.state = State::Unread;
-            page.pending = true;
+            if page.state != State::Untouched {
+                page.state = State::Untouched;
+                page.pending = true;
+            }
         }
         self.frames.clear();
         self.chains.clear();

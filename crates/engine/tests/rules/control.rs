@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use numerge_engine::machine::{Mappings, Memory, Vpn};
-use numerge_engine::{EngineOptions, Knob, KnobError, RegisterError, UnmergeError};
+use numerge_engine::{
+    ADVISOR_NONE, ADVISOR_SCAN_TIME, EngineOptions, Knob, KnobError, RegisterError, UnmergeError,
+};
 
 use crate::bed::{Bed, figures};
 
@@ -33,12 +35,59 @@ fn s5_1_run_starts_stops_and_unmerges() {
     bed.engine.set(Knob::Run, 2).unwrap();
     let unmerged = bed.counters();
     assert_eq!((unmerged.pages_sharing, unmerged.pages_registered), (0, 100));
+    assert_eq!(unmerged.pages_untouched, 100, "what was seen is forgotten, as by the kernel");
     assert!((0..100).all(|page| bed.frame(page).is_none() && bed.read(page) == 5));
 
     bed.engine.set(Knob::Run, 1).unwrap();
     until("all is merged again", || bed.counters().pages_sharing == 99);
     assert!(matches!(bed.engine.set(Knob::Run, 3), Err(KnobError::Invalid { value: 3, .. })));
     assert_eq!(bed.engine.knob(Knob::Run), 1);
+}
+
+#[test]
+fn s5_1_unmerging_everything_forgets_also_what_was_not_merged() {
+    let bed = Bed::new(100);
+    (0..50).for_each(|page| bed.write([page], 100 + page));
+    bed.write(50..60, 7);
+    bed.engine.set(Knob::UseZeroPages, 1).unwrap();
+    bed.write(60..70, 0);
+    bed.write(70..80, 9);
+    bed.machine.pin(Vpn(75), true);
+    bed.scan(2);
+    bed.write(80..90, 11);
+    let with = bed.scan(1);
+    assert_eq!((with.pages_unshared, with.ksm_zero_pages, with.pages_held), (50, 10, 1));
+    bed.engine.set(Knob::Run, 2).unwrap();
+    let without = bed.counters();
+    assert_eq!(figures(&without), [0; 5]);
+    assert_eq!((without.pages_volatile, without.ksm_zero_pages, without.pages_held), (0, 0, 0));
+    assert_eq!(without.pages_untouched, 100);
+    // Nothing was written since, and all of it is looked at again; where nothing is, nothing is found.
+    bed.machine.pin(Vpn(75), false);
+    bed.scan(2);
+    let again = bed.counters();
+    assert_eq!(again.pages_shared + again.pages_sharing, 10 + 10 + 10);
+    assert_eq!((again.pages_unshared, again.ksm_zero_pages), (50, 10));
+    assert_eq!(again.pages_untouched, 10);
+}
+
+#[test]
+fn s5_4_the_advisor_has_pages_to_scan_for_itself() {
+    let bed = Bed::new(10);
+    bed.engine.set(Knob::PagesToScan, 77).unwrap();
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 600).unwrap();
+    bed.engine.set(Knob::AdvisorMode, ADVISOR_SCAN_TIME).unwrap();
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 600);
+    assert!(matches!(bed.engine.set(Knob::PagesToScan, 5), Err(KnobError::Advised)));
+    // A scan of nothing is over soon, so that less than its least would do.
+    bed.scan(3);
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 600);
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 500).unwrap();
+    bed.scan(20);
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 500);
+    bed.engine.set(Knob::AdvisorMode, ADVISOR_NONE).unwrap();
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 100);
+    bed.engine.set(Knob::PagesToScan, 5).unwrap();
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn s3_3_an_answer_is_not_taken_for_one_to_an_earlier_question() {
     two.memory.answer(|_| true);
     for page in [5, 6] {
         two.machine.pin(Vpn(page), false);
-        two.write(page, 50);
+        two.write(page, 51);
     }
     let (engine, memory) = (Arc::clone(&two.engine), Arc::clone(&two.memory));
     let (ask, asked) = std::sync::mpsc::channel();
@@ -158,7 +158,7 @@ fn s3_3_an_answer_is_not_taken_for_one_to_an_earlier_question() {
     });
     two.scan(1);
     ended.recv().unwrap();
-    (0..2).for_each(|_| two.scan(0));
+    (0..4).for_each(|_| two.scan(0));
     assert_eq!(two.memory.clear(), 0);
     assert_eq!(state(&two), ([1, 1, 1], 0, 1));
     two.check();

@@ -135,3 +135,34 @@ fn pages_given_back_are_untouched_again() {
     assert_eq!((counters.pages_sharing, counters.pages_untouched), (1, 3), "2, 4 and 5");
     assert_eq!(counters.pages_unshared, 1);
 }
+
+#[test]
+fn s5_4_pages_that_keep_changing_are_looked_at_ever_more_rarely() {
+    let looks_in = |smart: u64, scans: u64| {
+        let bed = Bed::new(10);
+        bed.engine.set(Knob::SmartScan, smart).unwrap();
+        for scan in 0..scans {
+            bed.write(0..10, 1000 + scan);
+            bed.scan(1);
+        }
+        let c = bed.counters();
+        assert_eq!((c.pages_volatile, c.pages_scanned + c.pages_skipped), (10, 10 * scans));
+        (bed, c.pages_scanned / 10)
+    };
+    let (_, always) = looks_in(0, 100);
+    assert_eq!(always, 100);
+    let (_, young) = looks_in(1, 4);
+    assert_eq!(young, 4, "none is left out before it could have been merged");
+    let (bed, rarely) = looks_in(1, 100);
+    assert!((10..35).contains(&rarely), "{rarely} looks in 100 scans");
+    // Once it stays as it is, it is merged, after as many scans as can be left out and two looks.
+    bed.scan(8 + 2);
+    let merged = bed.counters();
+    assert_eq!((merged.pages_shared, merged.pages_sharing), (1, 9));
+    // And it is young again.
+    let skipped = merged.pages_skipped;
+    bed.write(0..10, 5);
+    bed.scan(3);
+    assert_eq!(bed.counters().pages_skipped, skipped);
+    assert_eq!(bed.counters().pages_sharing, 9);
+}

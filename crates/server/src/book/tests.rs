@@ -119,7 +119,7 @@ fn pages_that_may_be_unmerged_at_any_moment_are_not_merged() {
     book.abandon(sequence);
     let mut outcomes = Vec::new();
     assert_eq!(book.askable(&[run(5..6, 100)], &mut outcomes), []);
-    assert_eq!(outcomes, [Outcome::Pinned]);
+    assert_eq!(outcomes, [Outcome::Deferred]);
     book.answer(sequence, &Answer::Unmerged(Unmerged::Done)).unwrap();
     assert_eq!(book.take_unmerged(sequence), None, "nobody waits");
     assert_eq!(book.askable(&[run(5..6, 100)], &mut outcomes).len(), 1);

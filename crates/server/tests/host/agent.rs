@@ -41,6 +41,10 @@ enum Manner {
     Pretend,
     /// Says that the question can't be carried out.
     Refuse,
+    /// The same, and what it was asked about counts as written to, as what an agent has put back does.
+    PutBack,
+    /// Carries it out, and writes to what was merged at once.
+    Restless,
 }
 
 struct Agent {
@@ -58,6 +62,8 @@ struct State {
     kept_back: Vec<(Sequence, Answer<'static>)>,
     /// Pages that it was asked to unmerge.
     unmerged: u64,
+    /// How often it was asked to merge.
+    asked: u64,
 }
 
 fn range(span: Span) -> Range<Vpn> {
@@ -68,7 +74,7 @@ fn to_protocol(outcome: Outcome) -> protocol::Outcome {
     match outcome {
         Outcome::Merged => protocol::Outcome::Merged,
         Outcome::Differs => protocol::Outcome::Differs,
-        Outcome::Pinned | Outcome::Late => protocol::Outcome::Pinned,
+        Outcome::Pinned | Outcome::Late | Outcome::Deferred => protocol::Outcome::Pinned,
         Outcome::Refused => protocol::Outcome::Refused,
         Outcome::Gone => protocol::Outcome::Gone,
         Outcome::Exhausted => protocol::Outcome::Exhausted,
@@ -150,9 +156,10 @@ impl Agent {
 
     fn merge(&self, state: &mut State, sequence: Sequence, runs: &[protocol::Run]) {
         let pages: u32 = runs.iter().map(|run| u32::try_from(run.span.pages).unwrap()).sum();
+        state.asked += 1;
         let all = |pages| vec![OutcomeRun { outcome: protocol::Outcome::Merged, pages }];
         match state.manner {
-            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge => {}
+            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge | Manner::Restless => {}
             Manner::Short => return self.done(sequence, merged(all(pages + 1))),
             Manner::Long => return self.done(sequence, merged(all((pages - 1).max(1) + 5))),
             Manner::Unasked => return self.done(Sequence(sequence.0 + 1000), merged(all(pages))),
@@ -160,12 +167,18 @@ impl Agent {
                 return self.done(sequence, Answer::Mappings { used: 1, limit: 1 });
             }
             Manner::Pretend => return self.done(sequence, merged(all(pages))),
+            Manner::PutBack => {
+                runs.iter().for_each(rewrite);
+                return self.done(sequence, Answer::Refused(Errno(5)));
+            }
             Manner::Refuse => return self.done(sequence, Answer::Refused(Errno(5))),
             Manner::Twice => self.done(sequence, merged(all(pages))),
         }
-        let runs: Vec<Run> = runs.iter().map(to_run).collect();
         let (mut outcomes, mut told) = (Vec::new(), Vec::new());
-        self.memory.merge(&runs, &mut outcomes);
+        self.memory.merge(&runs.iter().map(to_run).collect::<Vec<_>>(), &mut outcomes);
+        if state.manner == Manner::Restless {
+            runs.iter().for_each(rewrite);
+        }
         outcomes.into_iter().for_each(|outcome| OutcomeRun::push(&mut told, to_protocol(outcome)));
         if state.manner == Manner::Slow {
             state.kept_back.push((sequence, merged(told)));
@@ -243,6 +256,16 @@ fn write(start: usize, page: u64, content: u64) {
     // SAFETY: a page of a region of this process, to which no reference exists.
     unsafe {
         std::ptr::copy_nonoverlapping(content.as_ptr(), page_pointer(start, page), PAGE_SIZE);
+    }
+}
+
+/// Writes to pages what is there.
+fn rewrite(run: &protocol::Run) {
+    let start = usize::try_from(run.span.start.0).unwrap() * PAGE_SIZE;
+    for page in 0..run.span.pages {
+        let first = page_pointer(start, page);
+        // SAFETY: a byte of a region of this process, to which no reference exists.
+        unsafe { first.write_volatile(first.read_volatile()) };
     }
 }
 
@@ -336,6 +359,7 @@ fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<A
         news: "connected".into(),
         kept_back: Vec::new(),
         unmerged: 0,
+        asked: 0,
     };
     let agent = Arc::new(Agent { memory, view, socket, state: Mutex::new(state) });
     let serving = Arc::clone(&agent);
@@ -464,11 +488,14 @@ impl Agent {
                     "other-kind" => Manner::OtherKind,
                     "pretend" => Manner::Pretend,
                     "refuse" => Manner::Refuse,
+                    "put-back" => Manner::PutBack,
+                    "restless" => Manner::Restless,
                     other => panic!("{other}"),
                 };
                 "ok".into()
             }
             "unmerged" => self.state.lock().unwrap().unmerged.to_string(),
+            "asked" => self.state.lock().unwrap().asked.to_string(),
             "kept-back" => self.state.lock().unwrap().kept_back.len().to_string(),
             "answer" => {
                 let mut state = self.state.lock().unwrap();

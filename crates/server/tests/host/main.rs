@@ -9,5 +9,6 @@ mod liar;
 mod lies;
 mod merging;
 mod random;
+mod scans;
 mod strangers;
 mod torture;

@@ -1,0 +1,32 @@
+//! The files of /sys/kernel/mm/ksm, for an engine in user space: what reads and writes the kernel's
+//! steers and watches numerge, unmodified.
+//!
+//! A FUSE file system with the names, modes, formats and error numbers of Linux 6.18, of what a
+//! [`Source`] has to say. The facts about the kernel's files that it goes by are in
+//! `tests/facts/linux-6.18.txt`, printed by `ksm-facts`, which prints the same of these.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `run` ... `advisor_target_scan_time` | the knobs |
+//! | `pages_shared` ... `general_profit` | the counters |
+//! | `nodes/N/` | counters of a NUMA node |
+//! | `numerge/` | counters that the kernel does not have |
+//!
+//! What is read is as it is when a reader begins at the file's beginning; nothing is cached. A write to
+//! `run` of 2 returns when everything is unmerged, and meanwhile all files can be read and written. If
+//! the writer gets a signal, unmerging stops, `run` is 0, and the write fails with EINTR. If somebody else
+//! writes 0 or 1, it stops too, and the write fails with ECANCELED.
+//!
+//! A file's inode number may change from one look-up to the next (see `filesystem`).
+
+mod files;
+mod filesystem;
+mod handles;
+mod mount;
+mod relay;
+mod source;
+mod text;
+mod writes;
+
+pub use mount::{ControlFs, MountError};
+pub use source::{Source, errno};

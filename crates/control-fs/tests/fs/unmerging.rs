@@ -1,0 +1,158 @@
+//! `run` = 2 by its file: it takes long, holds up nothing, and can be ended.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use numerge_engine::machine::Vpn;
+use numerge_engine::{Counters, Knob, Nid};
+
+use crate::bed::{Bed, until};
+
+/// Enough that unmerging them takes longer than a few other operations.
+const PAGES: u64 = 400_000;
+
+fn merged() -> Option<Bed> {
+    let bed = Bed::new(PAGES)?;
+    (0..PAGES).for_each(|page| bed.machine.write(Vpn(page), 5, Nid(0)));
+    bed.source.0.set(Knob::PagesToScan, 1_000_000).unwrap();
+    merge(&bed);
+    Some(bed)
+}
+
+fn merge(bed: &Bed) {
+    (0..3).for_each(|_| bed.source.0.full_scan());
+    assert_eq!(shares(&bed.source.0.counters()), PAGES);
+}
+
+fn shares(c: &Counters) -> u64 {
+    c.pages_shared + c.pages_sharing
+}
+
+/// Has `end` end the unmerging that `begin` begins, until it comes to it in time, and gives what `begin`
+/// gave. What is left is consistent.
+fn interrupted<T: Send>(bed: &Bed, begin: impl Fn() -> T + Sync, end: impl Fn() + Sync) -> T {
+    for _ in 0..50 {
+        let begun = std::thread::scope(|scope| {
+            let unmerging = scope.spawn(&begin);
+            until("it has begun", || shares(&bed.source.0.counters()) < PAGES - PAGES / 100);
+            end();
+            unmerging.join().unwrap()
+        });
+        let left = bed.source.0.counters();
+        if shares(&left) > 0 {
+            assert_eq!(bed.read("run"), "0\n");
+            assert_eq!(bed.number("pages_sharing"), left.pages_sharing);
+            return begun;
+        }
+        merge(bed);
+    }
+    panic!("never came to it in time");
+}
+
+#[test]
+fn s5_2_while_all_is_unmerged_every_file_can_be_read_and_written() {
+    let Some(bed) = merged() else { return };
+    let done = AtomicBool::new(false);
+    // On a busy machine all may be unmerged before this thread has its turn: then once more.
+    let used = (0..50).any(|_| {
+        merge(&bed);
+        done.store(false, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                bed.write("run", "2\n").unwrap();
+                done.store(true, Ordering::SeqCst);
+            });
+            until("it has begun", || shares(&bed.source.0.counters()) < PAGES);
+            for name in ["run", "pages_sharing", "general_profit", "numerge/epoch_lag"] {
+                bed.read(name);
+            }
+            bed.write("sleep_millisecs", "7\n").unwrap();
+            assert_eq!(bed.read("sleep_millisecs"), "7\n");
+            !done.load(Ordering::SeqCst)
+        })
+    });
+    assert!(used, "unmerging came before all else, always");
+    assert_eq!((bed.read("run"), bed.number("pages_shared")), ("2\n".into(), 0));
+    assert!((0..PAGES).all(|page| bed.machine.read(Vpn(page)) == 5));
+}
+
+#[test]
+fn s5_2_writing_0_ends_it_also_as_a_shell_writes() {
+    let Some(bed) = merged() else { return };
+    let shell = |text: &str| {
+        let command = format!("echo {text} > {}", bed.path("run").display());
+        let output = Command::new("sh").args(["-c", &command]).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (succeeded, errors) = interrupted(
+        &bed,
+        || shell("2"),
+        || {
+            let (succeeded, errors) = shell("0");
+            assert!(succeeded, "{errors}");
+        },
+    );
+    // With EINTR the shell would have written 2 again.
+    assert!(!succeeded, "{errors}");
+    bed.write("run", "2").unwrap();
+    assert_eq!(bed.number("pages_shared"), 0);
+}
+
+#[test]
+fn s5_2_a_signal_to_the_writer_ends_it() {
+    let Some(bed) = merged() else { return };
+    let path = bed.path("run");
+    let writer = std::sync::Mutex::new(None);
+    let begin = || {
+        let mut child = Command::new("dd")
+            .args(["if=/dev/stdin", "status=none"])
+            .arg(format!("of={}", path.display()))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        *writer.lock().unwrap() = Some(pid);
+        child.stdin.take().unwrap().write_all(b"2\n").unwrap();
+        let status = child.wait().unwrap();
+        *writer.lock().unwrap() = None;
+        status
+    };
+    let end = || {
+        if let Some(pid) = *writer.lock().unwrap() {
+            // It may have ended, and waits to be waited for.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    };
+    let status = interrupted(&bed, begin, end);
+    assert_eq!(status.signal(), Some(libc::SIGTERM));
+}
+
+#[test]
+fn s5_2_two_writers_may_unmerge_at_a_time() {
+    let Some(bed) = merged() else { return };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut file = File::options().write(true).open(bed.path("run")).unwrap();
+                file.write_all(b"2").unwrap();
+            });
+        }
+    });
+    assert_eq!(bed.number("pages_shared"), 0);
+}
+
+#[test]
+fn what_can_not_be_set_while_frames_are_shared_is_busy() {
+    let Some(bed) = merged() else { return };
+    for name in ["max_page_sharing", "merge_across_nodes"] {
+        let value = bed.read(name);
+        let other = if name == "max_page_sharing" { "9" } else { "0" };
+        let error = bed.write(name, other).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBUSY), "{name}: {error}");
+        assert_eq!(fs::read_to_string(bed.path(name)).unwrap(), value);
+        bed.write(name, &value).unwrap();
+    }
+}
