@@ -67,15 +67,11 @@ impl<'a> Session<'a> {
 
     /// Greets, and serves until the connection ends.
     pub(crate) fn serve(mut self, config: &Config) -> End {
-        // What another engine did, or this one, is undone before it hears of anything: what of its frames is
-        // mapped here when it is greeted, it believes to be mapped for as long as this process lives.
-        if self.give_all_back().is_err() {
-            return End::ForNow;
-        }
         let limits = match self.greet(config) {
             Ok(limits) => limits,
             Err(end) => return end,
         };
+        // What another engine did is undone before this one hears of anything.
         if self.begin_anew().is_err() {
             return self.say_goodbye();
         }
@@ -124,22 +120,14 @@ impl<'a> Session<'a> {
         self.socket.receive(&mut self.buffer)
     }
 
-    /// Nothing is merged or tracked any more, and no frames' files are there.
-    fn give_all_back(&self) -> Result<(), MemoryError> {
+    /// Nothing is merged or tracked any more; what is wanted is to be looked at.
+    fn begin_anew(&self) -> Result<(), MemoryError> {
         let all = Vpn(0)..Vpn(ADDRESS_PAGES);
         let memory = &self.client.memory;
         memory.give_back(&all)?;
-        if let Some(here) = enter() {
+        if let Some(mut here) = enter() {
             memory.let_go_end(&here.held, &all, true);
             self.client.frames.clear();
-        }
-        Ok(())
-    }
-
-    /// The same, and what is wanted is to be looked at.
-    fn begin_anew(&self) -> Result<(), MemoryError> {
-        self.give_all_back()?;
-        if let Some(mut here) = enter() {
             here.set_connected(true);
             here.note_all();
         }

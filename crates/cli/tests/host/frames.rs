@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::bed::{Host, Running, c_program, can_merge};
 
 /// Of single frames that wait to be given back.
-const SLACK_BYTES: u64 = 4 << 20;
+const SLACK_BYTES: u64 = 8 << 20;
 
 /// What the files of a process's frames take of the host's memory.
 fn frames_bytes(pid: Pid) -> u64 {
