@@ -1,4 +1,7 @@
 //! Who else maps a pool's frames: other processes' /proc/PID/maps, read until the answer holds.
+//!
+//! Pages that are merged lie in private mappings. A shared one is a client's view of a whole file, through which it
+//! looks at frames that it is told of; what becomes of others behind it is no loss.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -188,6 +191,9 @@ fn read_maps_of(path: &str, files: &[FileId], shared: &mut Vec<Shared>) -> io::R
         let Some(mapping) = Mapping::parse(&text) else {
             continue;
         };
+        if !mapping.permissions.ends_with('p') {
+            continue;
+        }
         let file = files
             .iter()
             .position(|file| file.inode == mapping.inode && file.device == mapping.device);

@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use numerge::control::{Client, path_beside};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 /// Options of `numerge run`.
@@ -87,7 +88,7 @@ impl Drop for Running {
 pub(crate) struct Host {
     socket: PathBuf,
     pub(crate) client: Client,
-    _daemon: Running,
+    daemon: Running,
     _scratch: TempDir,
 }
 
@@ -106,7 +107,7 @@ impl Host {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        Self { socket, client, _daemon: daemon, _scratch: scratch }
+        Self { socket, client, daemon, _scratch: scratch }
     }
 
     /// `numerge run` under this daemon, of this scope; what is run is to be added.
@@ -114,6 +115,11 @@ impl Host {
         let mut run = numerge(&["run", "--scope", scope, "--socket"]);
         run.arg(&self.socket).arg("--");
         run
+    }
+
+    /// The daemon's number.
+    pub(crate) fn daemon(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.daemon.0.id()).unwrap()).unwrap()
     }
 
     pub(crate) fn number(&mut self, name: &str) -> u64 {

@@ -9,6 +9,7 @@ mod cases;
 mod control_dir;
 mod decay;
 mod files;
+mod frames;
 mod guests;
 mod hard;
 mod polled;
