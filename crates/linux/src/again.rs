@@ -106,6 +106,10 @@ impl ProcessMemory {
                 out.fill(Outcome::Exhausted);
             }
         }
+        pin_test.put_back(|page| {
+            let of = parts.iter().find(|part| part.pages.contains(&page));
+            of.is_none_or(|of| out[of.place + size(page.0 - of.pages.start.0)] != Outcome::Merged)
+        });
         for Part { pages, place, .. } in parts {
             let mut start = pages.start;
             for same in out[*place..*place + size(count(pages))].chunk_by_mut(|a, b| a == b) {

@@ -74,6 +74,7 @@ impl ProcessMemory {
         if let Err(refusal) = swapped {
             self.release_writers(pages);
             self.drop_staged(size(count(pages)));
+            tables.pin_test.put_back(|_| true);
             return Err(refusal);
         }
         // Only a loss of joining if it fails.

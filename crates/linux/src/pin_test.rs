@@ -23,6 +23,8 @@ pub(crate) struct PinTest {
     nodes: Vec<c_int>,
     /// The pages looked at, as addresses.
     addresses: Vec<usize>,
+    /// Where they were before they were moved; none if they were not.
+    before: Vec<c_int>,
     /// Which of them may be pinned.
     pinned: Vec<Vpn>,
 }
@@ -31,9 +33,12 @@ impl PinTest {
     pub(crate) fn new() -> Self {
         let nodes = allowed_memory_nodes().unwrap_or_default();
         let nodes = nodes.iter().filter_map(|nid| nid.0.try_into().ok()).collect();
-        let (addresses, pinned) =
-            (Vec::with_capacity(STAGING_PAGES), Vec::with_capacity(STAGING_PAGES));
-        Self { nodes, addresses, pinned }
+        Self {
+            nodes,
+            addresses: Vec::with_capacity(STAGING_PAGES),
+            before: Vec::with_capacity(STAGING_PAGES),
+            pinned: Vec::with_capacity(STAGING_PAGES),
+        }
     }
 
     /// Whether it can be told of single pages that they are not pinned, as things stand.
@@ -53,6 +58,7 @@ impl PinTest {
     /// Begins with no pages.
     pub(crate) fn clear(&mut self) {
         self.addresses.clear();
+        self.before.clear();
         self.pinned.clear();
     }
 
@@ -67,7 +73,8 @@ impl PinTest {
         STAGING_PAGES - self.addresses.len()
     }
 
-    /// Whether none of the pages may be pinned. Allocates nothing.
+    /// Whether none of the pages may be pinned. Allocates nothing. Those that are not may be on other nodes
+    /// afterwards: see [`PinTest::put_back`].
     ///
     /// The files this process has open are looked at now and not earlier: nobody has pinned one of the
     /// pages since they can't be written to, and who did before, did so by a file.
@@ -82,8 +89,7 @@ impl PinTest {
         self.pinned.is_empty()
     }
 
-    /// Finds pages that don't move. The others may be on other nodes then, or if there are such, are back
-    /// where they were, if there is room.
+    /// Finds pages that don't move.
     fn try_to_move(&mut self) {
         let count = self.addresses.len();
         let (mut before, mut wanted, mut after) =
@@ -112,10 +118,29 @@ impl PinTest {
                 self.pinned.push(page(&self.addresses[n]));
             }
         }
-        if known && !self.pinned.is_empty() {
-            // What can't be moved back is as well where it is.
-            let _ = move_pages(&self.addresses, Some(before), after);
+        if known {
+            self.before.extend_from_slice(before);
         }
+    }
+
+    /// Moves those pages that stay the program's own back to the nodes they were on, as far as there is room.
+    /// Once, and nothing is allocated.
+    pub(crate) fn put_back(&mut self, stays: impl Fn(Vpn) -> bool) {
+        let mut kept = 0;
+        for n in 0..self.before.len() {
+            if stays(page(&self.addresses[n])) {
+                self.addresses.swap(kept, n);
+                self.before.swap(kept, n);
+                kept += 1;
+            }
+        }
+        if kept > 0 {
+            let mut status = [-1; STAGING_PAGES];
+            let (addresses, before) = (&self.addresses[..kept], &self.before[..kept]);
+            // What can't be moved is as well where it is.
+            let _ = move_pages(addresses, Some(before), &mut status[..kept]);
+        }
+        self.before.clear();
     }
 
     /// Which pages did not pass, in the order they were added. Of a test that was passed, none.
