@@ -265,7 +265,7 @@ impl<'a> Session<'a> {
     /// Looks at what was noted, if it is time. Gives how long to sleep.
     fn look_if_due(&mut self, limits: &Limits) -> Result<Duration, End> {
         let here = enter().ok_or(End::ForNow)?;
-        let ((ready, time), is_urgent) = (here.noted(LOOK_RANGES), here.waiting > 0);
+        let ((ready, time), urgent_until) = (here.noted(LOOK_RANGES), here.urgent_until);
         drop(here);
         if ready.is_empty() {
             self.noted_since = None;
@@ -273,6 +273,7 @@ impl<'a> Session<'a> {
         }
         let now = Instant::now();
         let due = (*self.noted_since.get_or_insert(now) + LOOK_DELAY).max(self.next_look);
+        let is_urgent = urgent_until.is_some_and(|until| now < until);
         let left = due.checked_duration_since(now).filter(|left| !left.is_zero() && !is_urgent);
         if let Some(left) = left {
             return Ok(left.min(IDLE));

@@ -56,8 +56,8 @@ pub(crate) struct Space {
     queue: VecDeque<Out>,
     /// What was taken from the queue was not sent yet.
     unsent: bool,
-    /// Threads of the program that wait until the engine is told what is noted.
-    pub(crate) waiting: u32,
+    /// Until then a thread of the program waits for the engine to be told what is noted.
+    pub(crate) urgent_until: Option<Instant>,
     /// When so much time has passed that what they waited is but a share of it.
     pub(crate) even: Option<Instant>,
     /// Nobody is to wait for the engine: there was none, or it did not listen.

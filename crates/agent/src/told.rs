@@ -21,8 +21,11 @@ const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// Of the time, what may be waited.
 const SHARE: u32 = 10;
 
-/// Waits until the engine was told of what is wanted of `pages`. Whoever calls has counted itself in
-/// [`Space::waiting`](crate::space::Space).
+/// For how long a look is urgent after somebody has waited for it. Who is not here any more, as a handler of
+/// the program's may have jumped away, is not waited for.
+const URGENCY: Duration = Duration::from_millis(20);
+
+/// Waits until the engine was told of what is wanted of `pages`.
 pub(crate) fn wait(pages: &Range<Vpn>) {
     let began = Instant::now();
     while let Some(mut here) = enter() {
@@ -33,9 +36,9 @@ pub(crate) fn wait(pages: &Range<Vpn>) {
         if is_told || here.deaf || here.is_locked() || is_late || even > now + LONGEST * SHARE {
             here.deaf |= is_late && !is_told;
             here.even = Some(even + (now - began) * SHARE);
-            here.waiting = here.waiting.saturating_sub(1);
             return;
         }
+        here.urgent_until = Some(now + URGENCY);
         drop(here);
         // Not the C library's, at which the program's thread may be cancelled.
         let _ = rustix::thread::nanosleep(&PAUSE);

@@ -68,6 +68,8 @@ pub struct FramePools {
 /// Who has the files, beside this process.
 #[derive(Debug, Default)]
 struct Served {
+    /// Processes that are served, by their number here.
+    now: BTreeMap<u64, ProcessId>,
     /// Processes whose mappings of frames are all known to the engine, by their number here.
     known: BTreeMap<u64, ProcessId>,
     /// Processes that were served at any time and live still, as of the last look.
@@ -86,7 +88,9 @@ pub struct Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.pools.served().known.remove(&self.number);
+        let mut served = self.pools.served();
+        served.now.remove(&self.number);
+        served.known.remove(&self.number);
     }
 }
 
@@ -180,6 +184,7 @@ impl FramePools {
             served.ever.retain(ProcessId::lives);
         }
         served.ever.insert(process);
+        served.now.insert(number, process);
         if knows_all {
             served.known.insert(number, process);
         }
@@ -311,6 +316,7 @@ impl FramePools {
             let exempt = Exempt {
                 since_ticks: self.made_ticks,
                 known: served.known.values().copied().collect(),
+                viewers: served.now.values().copied().collect(),
                 given: served.ever.iter().copied().collect(),
                 users: Some(served.users.clone()),
             };
@@ -672,18 +678,16 @@ mod tests {
 
     /// A child that maps a frame and waits to be killed.
     fn child_with(run: &FrameRun) -> libc::pid_t {
+        child_mapping(run, libc::MAP_PRIVATE)
+    }
+
+    fn child_mapping(run: &FrameRun, kind: i32) -> libc::pid_t {
         let (fd, offset) = (run.fd(), i64::try_from(run.first() << PAGE_SHIFT).expect("an offset"));
         // SAFETY: maps a page of a file at an address of the kernel's choice; the child inherits it,
         // makes no call but to wait, and the mapping here is taken away again.
         unsafe {
-            let mapped = libc::mmap(
-                std::ptr::null_mut(),
-                PAGE_SIZE,
-                libc::PROT_READ,
-                libc::MAP_PRIVATE,
-                fd,
-                offset,
-            );
+            let mapped =
+                libc::mmap(std::ptr::null_mut(), PAGE_SIZE, libc::PROT_READ, kind, fd, offset);
             assert_ne!(mapped, libc::MAP_FAILED);
             let child = libc::fork();
             if child == 0 {
@@ -731,6 +735,39 @@ mod tests {
         end(child);
         settle_at(&pools, 0);
         assert_eq!(backed(&pools), 0);
+    }
+
+    /// It may be in the midst of a merge, which maps a frame only afterwards.
+    #[test]
+    fn s1_1_frames_wait_for_who_was_served_and_looks_at_them_still() {
+        let (pools, nid) = pools();
+        let pools = Arc::new(pools);
+        let frames = list(&pools.allocate(nid, 3).expect("frames"));
+        let child = child_mapping(&pools.locate(frames[1], 1).expect("a frame"), libc::MAP_SHARED);
+        let pid = NonZero::new(child).expect("a child");
+        drop(pools.serve(pid, 4242).expect("a process"));
+        pools.free(&frames);
+        settle_at(&pools, 1);
+        // It has come again, so that merge is over.
+        let serving = pools.serve(pid, 4242).expect("a process");
+        settle_at(&pools, 0);
+        drop(serving);
+        end(child);
+    }
+
+    /// Also of one that maps others since before it was served.
+    #[test]
+    fn s2_6_frames_do_not_wait_for_who_is_served_and_looks_at_them() {
+        let (pools, nid) = pools();
+        let pools = Arc::new(pools);
+        let frames = list(&pools.allocate(nid, 3).expect("frames"));
+        let child = child_mapping(&pools.locate(frames[1], 1).expect("a frame"), libc::MAP_SHARED);
+        let process = ProcessId::of(child.unsigned_abs()).expect("a process");
+        pools.served().now.insert(7, process);
+        pools.served().next = 8;
+        pools.free(&frames);
+        settle_at(&pools, 0);
+        end(child);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Who else maps a pool's frames: other processes' /proc/PID/maps, read until the answer holds.
 //!
-//! Pages that are merged lie in private mappings. A shared one is a client's view of a whole file, through which it
-//! looks at frames that it is told of; what becomes of others behind it is no loss.
+//! Pages that are merged lie in private mappings. A shared one is a client's *view* of a whole file, through
+//! which it compares its pages with frames before it maps them. As long as the client is served, the engine knows of
+//! which frames that may be. Afterwards it does not: the client may be in the midst of a merge that it was asked
+//! for before, and maps the frame only then. So its view keeps all frames from being given back.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -61,6 +63,8 @@ pub(crate) struct Exempt {
     pub(crate) since_ticks: u64,
     /// Processes of which it is known otherwise what they map.
     pub(crate) known: Vec<ProcessId>,
+    /// Processes that are served, so that only their private mappings count.
+    pub(crate) viewers: Vec<ProcessId>,
     /// Processes that were given the files, at any time, and live still.
     pub(crate) given: Vec<ProcessId>,
     /// The users of all processes that ever had the files, if it is known who they are. A process that
@@ -70,7 +74,12 @@ pub(crate) struct Exempt {
 
 impl Exempt {
     fn is_known(&self, pid: u32) -> bool {
-        self.known.iter().any(|process| process.pid == pid && process.lives())
+        is_among(&self.known, pid)
+    }
+
+    /// Which mappings of a process count.
+    fn counted(&self, pid: u32) -> Counted {
+        if is_among(&self.viewers, pid) { Counted::Private } else { Counted::All }
     }
 
     /// Whether a process whose maps can't be read has none of the files for certain.
@@ -94,10 +103,21 @@ impl Exempt {
     }
 }
 
-/// What a process maps of `files`.
+fn is_among(processes: &[ProcessId], pid: u32) -> bool {
+    processes.iter().any(|process| process.pid == pid && process.lives())
+}
+
+/// Which mappings count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Private,
+    All,
+}
+
+/// What a process that is going to be served maps of `files`, but for the view it may have.
 pub(crate) fn of_process(pid: u32, files: &[FileId]) -> io::Result<Vec<Shared>> {
     let mut shared = Vec::new();
-    read_maps(pid, files, &mut shared)?;
+    read_maps(pid, files, Counted::Private, &mut shared)?;
     Ok(shared)
 }
 
@@ -143,7 +163,7 @@ fn pass(files: &[FileId], exempt: &Exempt, shared: &mut Vec<Shared>) -> Pass {
         if pid == std::process::id() || exempt.is_known(pid) {
             continue;
         }
-        match read_maps(pid, files, shared) {
+        match read_maps(pid, files, exempt.counted(pid), shared) {
             Ok(()) => {}
             Err(error) if gone(&error) => result = Pass::Vanished,
             Err(_) => match exempt.is_stranger(pid) {
@@ -162,13 +182,18 @@ fn gone(error: &io::Error) -> bool {
 
 /// A process whose first thread has ended shows no mappings by its own number, while its other threads
 /// go on: then theirs are looked at.
-fn read_maps(pid: u32, files: &[FileId], shared: &mut Vec<Shared>) -> io::Result<()> {
-    if read_maps_of(&format!("/proc/{pid}/maps"), files, shared)? {
+fn read_maps(
+    pid: u32,
+    files: &[FileId],
+    counted: Counted,
+    shared: &mut Vec<Shared>,
+) -> io::Result<()> {
+    if read_maps_of(&format!("/proc/{pid}/maps"), files, counted, shared)? {
         return Ok(());
     }
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path().join("maps");
-        if read_maps_of(&path.to_string_lossy(), files, shared)? {
+        if read_maps_of(&path.to_string_lossy(), files, counted, shared)? {
             return Ok(());
         }
     }
@@ -177,7 +202,12 @@ fn read_maps(pid: u32, files: &[FileId], shared: &mut Vec<Shared>) -> io::Result
 }
 
 /// False if nothing is mapped at all.
-fn read_maps_of(path: &str, files: &[FileId], shared: &mut Vec<Shared>) -> io::Result<bool> {
+fn read_maps_of(
+    path: &str,
+    files: &[FileId],
+    counted: Counted,
+    shared: &mut Vec<Shared>,
+) -> io::Result<bool> {
     let mut maps = BufReader::with_capacity(1 << 16, File::open(path)?);
     let mut line = Vec::new();
     let mut any = false;
@@ -191,7 +221,7 @@ fn read_maps_of(path: &str, files: &[FileId], shared: &mut Vec<Shared>) -> io::R
         let Some(mapping) = Mapping::parse(&text) else {
             continue;
         };
-        if !mapping.permissions.ends_with('p') {
+        if counted == Counted::Private && !mapping.permissions.ends_with('p') {
             continue;
         }
         let file = files

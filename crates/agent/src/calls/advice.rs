@@ -128,7 +128,6 @@ fn want(start: usize, len: usize) -> Answer {
         && let Some(mut here) = enter()
     {
         here.want(&pages);
-        here.waiting += 1;
         here.start(true);
         told::wait(&pages);
     }

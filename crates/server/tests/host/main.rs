@@ -10,5 +10,6 @@ mod lies;
 mod merging;
 mod random;
 mod scans;
+mod settings;
 mod strangers;
 mod torture;
