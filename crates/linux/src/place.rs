@@ -21,7 +21,7 @@ static NEXT: AtomicUsize = AtomicUsize::new(0);
 /// is named twice, until all have been.
 #[must_use]
 pub fn place_for(bytes: usize) -> *mut u8 {
-    // Relaxed, here and below: a number that is given once; nothing else goes by it.
+    // Relaxed: a counter, here and below; nothing else goes by it.
     if NEXT.load(Ordering::Relaxed) == 0 {
         let _ = NEXT.compare_exchange(0, begin(), Ordering::Relaxed, Ordering::Relaxed);
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -18,6 +19,26 @@ const PATIENCE: usize = 100;
 fn files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// Whether this machine has what the tests need; says so if not.
+fn can_show() -> bool {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        println!("SKIPPED: control files need root and /dev/fuse");
+        return false;
+    }
+    can_merge()
+}
+
+/// Starts it, and gives the files it shows at `place`.
+fn begin(command: &mut Command, place: &Path) -> (Child, Vec<PathBuf>) {
+    let mut run = command.spawn().unwrap();
+    while !place.join("run").exists() {
+        assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let all = files(place);
+    (run, all)
 }
 
 /// What each file says; None once they are gone.
@@ -60,11 +81,7 @@ fn is_within_bounds(read: &BTreeMap<String, i64>) {
 
 #[test]
 fn s5_6_counters_are_never_out_of_bounds_whenever_they_are_read() {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        println!("SKIPPED: control files need root and /dev/fuse");
-        return;
-    }
-    if !can_merge() {
+    if !can_show() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -73,12 +90,7 @@ fn s5_6_counters_are_never_out_of_bounds_whenever_they_are_read() {
         numerge(&["run", "--set", "pages_to_scan=100000", "--set", "sleep_millisecs=0"]);
     command.args(["--set", "max_page_sharing=16", "--set", "use_zero_pages=1", "--control-dir"]);
     command.arg(&place).arg("--").arg(c_program("torture.c")).arg(SECONDS);
-    let mut run = command.current_dir(scratch.path()).spawn().unwrap();
-    while !place.join("run").exists() {
-        assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let all = files(&place);
+    let (mut run, all) = begin(command.current_dir(scratch.path()), &place);
     let (mut rounds, mut merged, mut broken) = (0_u32, 0, 0);
     while let Some(read) = read_all(&all) {
         is_within_bounds(&read);
@@ -107,11 +119,7 @@ fn adds_up(read: &BTreeMap<String, i64>) {
 /// At rest the kinds of pages add up to all there are, wherever scanning was stopped.
 #[test]
 fn s5_6_counters_add_up_when_scanning_is_stopped_in_the_midst_of_it() {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
-        println!("SKIPPED: control files need root and /dev/fuse");
-        return;
-    }
-    if !can_merge() {
+    if !can_show() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
@@ -122,12 +130,7 @@ fn s5_6_counters_add_up_when_scanning_is_stopped_in_the_midst_of_it() {
     // In a process group of its own, whose number it tells first.
     let script = "echo $$ > group; exec setsid \"$@\"";
     command.args(["sh", "-c", script, "sh"]).arg(c_program("torture.c")).arg(SECONDS);
-    let mut run = command.current_dir(scratch.path()).spawn().unwrap();
-    while !place.join("run").exists() {
-        assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let all = files(&place);
+    let (mut run, all) = begin(command.current_dir(scratch.path()), &place);
     let group = loop {
         let group = fs::read_to_string(scratch.path().join("group")).unwrap_or_default();
         if group.ends_with('\n') {

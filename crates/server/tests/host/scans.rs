@@ -9,6 +9,15 @@ fn rounds(bed: &Bed) -> u64 {
     bed.server.domains().iter().map(|domain| domain.engine().progress().full_scans).sum()
 }
 
+/// Once it does as it is asked, all of it.
+fn is_merged_again(bed: &Bed, one: &mut Client, other: &mut Client) {
+    one.ask("manner honest");
+    one.ask("write 0 7 8");
+    bed.until_merged(PAGES, PAGES);
+    assert_eq!([one.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
+    bed.no_errors();
+}
+
 /// What an agent could not merge, and had out of view, counts as written to afterwards.
 #[test]
 fn what_is_refused_is_not_tried_in_each_round() {
@@ -23,11 +32,7 @@ fn what_is_refused_is_not_tried_in_each_round() {
     let tried = asked(&mut one) - before.0;
     let rounds = rounds(&bed) - before.1;
     assert!(tried > 0 && tried * 8 < rounds, "tried {tried} times in {rounds} rounds");
-    one.ask("manner honest");
-    one.ask("write 0 7 8");
-    bed.until_merged(PAGES, PAGES);
-    assert_eq!([one.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
-    bed.no_errors();
+    is_merged_again(&bed, &mut one, &mut other);
 }
 
 /// There is something to merge in each round then, and an answer that is not there yet.
@@ -39,11 +44,7 @@ fn s3_4_full_scans_end_though_pages_are_written_to_as_soon_as_they_are_merged() 
     one.ask("write 0 7 9");
     bed.scan_twice();
     bed.scan_twice();
-    one.ask("manner honest");
-    one.ask("write 0 7 8");
-    bed.until_merged(PAGES, PAGES);
-    assert_eq!([one.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
-    bed.no_errors();
+    is_merged_again(&bed, &mut one, &mut other);
 }
 
 /// A client that says nothing does not keep others' scans from being over.
