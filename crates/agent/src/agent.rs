@@ -334,6 +334,8 @@ impl Here {
             Err(error) => {
                 if let Some(mut here) = enter() {
                     here.locking -= 1;
+                    // It may have sent files that were not taken.
+                    here.reconnect();
                 }
                 return Err(error);
             }

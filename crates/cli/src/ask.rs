@@ -10,6 +10,8 @@ use numerge::control::{Client, path_beside};
 use numerge::{Knob, default_socket};
 use serde_json::Value;
 
+use crate::value;
+
 /// Between two looks of `status --watch`.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -31,18 +33,24 @@ impl Whom {
 pub(crate) fn get(whom: &Whom, knob: Option<&str>) -> Result<(), Box<dyn Error>> {
     let mut client = whom.connect()?;
     if let Some(knob) = knob {
-        println!("{}", client.get(knob)?);
+        let value = client.get(knob)?;
+        let text = Knob::from_name(knob).map(|knob| value::format(knob, value));
+        println!("{}", text.unwrap_or_else(|| value.to_string()));
         return Ok(());
     }
     for knob in Knob::ALL {
-        println!("{knob} {}", client.get(knob.name())?);
+        println!("{knob} {}", value::format(knob, client.get(knob.name())?));
     }
     Ok(())
 }
 
 /// Sets a knob.
-pub(crate) fn set(whom: &Whom, knob: &str, value: u64) -> Result<(), Box<dyn Error>> {
-    whom.connect()?.set(knob, value)?;
+pub(crate) fn set(whom: &Whom, name: &str, text: &str) -> Result<(), Box<dyn Error>> {
+    let knob = Knob::from_name(name).ok_or_else(|| {
+        format!("no knob '{name}': there are {}", Knob::ALL.map(Knob::name).join(", "))
+    })?;
+    let value = value::parse(knob, text)?;
+    whom.connect()?.set(name, value)?;
     Ok(())
 }
 
@@ -61,7 +69,8 @@ pub(crate) struct Status {
 pub(crate) fn status(arguments: &Status) -> Result<(), Box<dyn Error>> {
     let mut client = arguments.whom.connect()?;
     loop {
-        let status = client.status()?;
+        let mut status = client.status()?;
+        status["nodes"] = client.nodes()?;
         if arguments.json {
             println!("{status}");
         } else {
@@ -100,14 +109,28 @@ fn print(status: &Value) {
         "Scanned     {} pages in {} full scans; {} pages broken again",
         status["pages_scanned"], status["full_scans"], status["pages_broken"],
     );
-    let Some(clients) = status["clients"].as_array() else { return };
-    println!("Programs    {:>8} {:>14} {:>14}", "pid", "registered MiB", "merged MiB");
+    let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
+    for (title, lists) in [("Nodes", "nodes"), ("Domains", "domains")] {
+        println!("{title:<11} {:>14} {:>12} {:>10}", "registered MiB", "saved MiB", "frames");
+        for one in list(lists) {
+            println!(
+                "            {:>14.1} {:>12.1} {:>10}  {}",
+                mib(number(&one["pages_registered"])),
+                mib(number(&one["pages_sharing"]) + number(&one["ksm_zero_pages"])),
+                number(&one["pages_shared"]),
+                one["name"].as_str().unwrap_or_default(),
+            );
+        }
+    }
+    let clients = list("clients");
+    println!("Programs    {:>14} {:>12} {:>10}", "registered MiB", "merged MiB", "pid");
     for client in clients {
         println!(
-            "            {:>8} {:>14.1} {:>14.1}",
-            number(&client["pid"]),
+            "            {:>14.1} {:>12.1} {:>10}  {}",
             mib(number(&client["pages_registered"])),
             mib(number(&client["pages_merged"])),
+            number(&client["pid"]),
+            client["domain"].as_str().unwrap_or_default(),
         );
     }
 }

@@ -3,23 +3,24 @@
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use numerge::{Counters, Knob, KnobError, MemoryError, Nid, NodeReport, UnmergeError};
+use numerge::{Counters, Knob, KnobError, Nid, NodeReport};
 use numerge_control_fs::{ControlFs, MountError, Source};
 use numerge_server::Server;
 
-/// Times that everything is unmerged for one write of 2 to `run`, while programs do not answer.
-const UNMERGE_TRIES: u32 = 10;
+use crate::recent::Recent;
 
 /// Shows the files of a server at a directory. They do not keep the server from ending but while a
 /// file is being read or written.
 pub(crate) fn show(directory: &Path, server: &Arc<Server>) -> Result<ControlFs, MountError> {
-    let source = Shown { nids: server.nids(), server: Arc::downgrade(server) };
+    let nodes = Arc::new(Recent::default());
+    let source = Shown { nids: server.nids(), nodes, server: Arc::downgrade(server) };
     ControlFs::mount(directory, Arc::new(source))
 }
 
 struct Shown {
     server: Weak<Server>,
     nids: Vec<Nid>,
+    nodes: Arc<Recent>,
 }
 
 impl Source for Shown {
@@ -27,22 +28,9 @@ impl Source for Shown {
         self.server.upgrade().map_or_else(|| knob.default_value(), |server| server.knob(knob))
     }
 
-    /// A program on a busy machine may be silent for longer than the server has patience, and users of
-    /// the kernel's file do not try again: so that is done for them, some times.
+    /// Users of the kernel's file do not try again, so that is done for them.
     fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
-        let Some(server) = self.server.upgrade() else { return Ok(()) };
-        let is_silence = |error: &KnobError| {
-            matches!(error, KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
-        };
-        let mut done = server.set(knob, value);
-        for _ in 1..UNMERGE_TRIES {
-            // Somebody else may have set it meanwhile.
-            if !done.as_ref().is_err_and(is_silence) || server.knob(knob) != 0 {
-                break;
-            }
-            done = server.set(knob, value);
-        }
-        done
+        self.server.upgrade().map_or(Ok(()), |server| server.set_patiently(knob, value))
     }
 
     fn interrupt(&self) {
@@ -60,6 +48,7 @@ impl Source for Shown {
     }
 
     fn nodes(&self) -> Vec<NodeReport> {
-        self.server.upgrade().map_or_else(Vec::new, |server| server.nodes())
+        let server = self.server.clone();
+        self.nodes.get(move || server.upgrade().map_or_else(Vec::new, |server| server.nodes()))
     }
 }

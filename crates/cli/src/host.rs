@@ -13,11 +13,13 @@ use std::time::Duration;
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
 use numerge::{Knob, Options as EngineOptions};
 use numerge_control_fs::{ControlFs, MountError, errno};
-use numerge_server::{Options, Server};
+use numerge_server::{Domain, Options, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::files;
+use crate::metrics::{self, Metrics};
+use crate::value;
 
 /// Between looks at whether questions are still being answered.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -42,7 +44,7 @@ impl FromStr for Setting {
         let (name, value) = text.split_once('=').ok_or("KNOB=VALUE is wanted")?;
         let knob = Knob::from_name(name)
             .ok_or_else(|| format!("no knob '{name}': there are {}", known()))?;
-        let value = value.parse().map_err(|_| format!("'{value}' is not a number"))?;
+        let value = value::parse(knob, value)?;
         Ok(Self { knob, value })
     }
 }
@@ -94,6 +96,7 @@ impl Sockets {
 pub(crate) struct Host {
     /// Gone before the server is.
     files: Option<ControlFs>,
+    metrics: Option<Metrics>,
     control: Listener,
     server: Arc<Server>,
 }
@@ -114,7 +117,13 @@ impl Host {
         server.set(Knob::Run, run.map_or(1, |setting| setting.value))?;
         let answers = Arc::new(Answering(Arc::downgrade(&server)));
         let control = Listener::serve(sockets.control, sockets.control_path, answers)?;
-        Ok(Self { files: None, control, server })
+        Ok(Self { files: None, metrics: None, control, server })
+    }
+
+    /// Answers who asks for metrics, until the end.
+    pub(crate) fn give_metrics(&mut self, socket: metrics::Socket) -> io::Result<()> {
+        self.metrics = Some(Metrics::serve(socket, Arc::downgrade(&self.server))?);
+        Ok(())
     }
 
     /// Shows control files at a directory, until the end.
@@ -141,8 +150,9 @@ impl Host {
     /// Ends. With `keep`, what is merged stays so for as long as its programs live; else all of it is
     /// unmerged first, as far as they answer. Gives how many did not.
     pub(crate) fn shut_down(self, keep: bool) -> usize {
-        let Self { files, control, mut server } = self;
+        let Self { files, metrics, control, mut server } = self;
         drop(files);
+        drop(metrics);
         drop(control);
         // Requests that are being answered come to an end.
         loop {
@@ -180,6 +190,7 @@ impl Answers for Answering {
                 None => unknown(&name),
             },
             Request::Status => Answer::Status(status(&server)),
+            Request::Nodes => Answer::Nodes(nodes(&server)),
         }
     }
 }
@@ -199,8 +210,38 @@ fn status(server: &Server) -> Value {
             })
         })
         .collect();
+    let domain = |domain: &Arc<Domain>| {
+        let mut fields = numerge::json::counters(&domain.engine().counters());
+        fields.insert("name".into(), domain.id().to_string().into());
+        Value::Object(fields)
+    };
+    let domains: Vec<Value> = server.domains().iter().map(domain).collect();
+    status.insert("domains".into(), domains.into());
     status.insert("clients".into(), clients.into());
     Value::Object(status)
+}
+
+/// Takes as long as there are frames.
+fn nodes(server: &Server) -> Value {
+    server
+        .nodes()
+        .iter()
+        .map(|node| {
+            json!({
+                "name": format!("node {}", node.nid),
+                "online": node.online,
+                "pages_registered": node.pages_home,
+                "pages_shared": node.pages_shared,
+                "pages_sharing": node.pages_sharing,
+                "pages_scanned": node.pages_scanned,
+                "pages_scanned_remote": node.pages_scanned_remote,
+                "sharers_remote": node.sharers_remote,
+                "metadata_bytes": node.metadata_bytes,
+                "metadata_bytes_remote": node.metadata_bytes_remote,
+            })
+        })
+        .collect::<Vec<Value>>()
+        .into()
 }
 
 /// A server of one command's own, at a socket that nobody else can reach.

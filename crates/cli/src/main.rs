@@ -3,13 +3,18 @@
 mod ask;
 mod daemon;
 mod files;
+mod generate;
 mod host;
 mod merge;
+mod metrics;
+mod recent;
 mod run;
+mod value;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use numerge_topology::Topology;
 
 /// Same-page merging for NUMA servers, from user space.
@@ -41,8 +46,9 @@ enum Command {
         whom: ask::Whom,
         /// Its name, as the kernel's
         knob: String,
-        /// Its value
-        value: u64,
+        /// Its value, as its file takes it
+        #[arg(allow_hyphen_values = true)]
+        value: String,
     },
     /// Show what the daemon has merged.
     Status(ask::Status),
@@ -51,6 +57,12 @@ enum Command {
         /// As one JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Write manual pages and completions to a directory.
+    #[command(hide = true)]
+    Generate {
+        /// The directory
+        directory: PathBuf,
     },
 }
 
@@ -61,10 +73,15 @@ fn main() -> ExitCode {
         Command::Daemon(arguments) => daemon::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Get { whom, knob } => ask::get(&whom, knob.as_deref()).map(|()| ExitCode::SUCCESS),
         Command::Set { whom, knob, value } => {
-            ask::set(&whom, &knob, value).map(|()| ExitCode::SUCCESS)
+            ask::set(&whom, &knob, &value).map(|()| ExitCode::SUCCESS)
         }
         Command::Status(arguments) => ask::status(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Topology { json } => topology(json).map(|()| ExitCode::SUCCESS),
+        Command::Generate { directory } => {
+            let failed = |error| format!("{}: {error}", directory.display()).into();
+            let done = generate::run(Arguments::command(), &directory);
+            done.map(|()| ExitCode::SUCCESS).map_err(failed)
+        }
     };
     done.unwrap_or_else(|error| {
         eprintln!("numerge: {error}");

@@ -12,7 +12,7 @@
 //! | `nodes/N/` | counters of a NUMA node |
 //! | `numerge/` | counters that the kernel does not have |
 //!
-//! What is read is as it is when a reader begins at the file's beginning; nothing is cached. A write to
+//! What is read is as it is when a reader begins at the file's beginning; nothing is cached here. A write to
 //! `run` of 2 returns when everything is unmerged, and meanwhile all files can be read and written. If
 //! the writer gets a signal, unmerging stops, `run` is 0, and the write fails with EINTR. If somebody else
 //! writes 0 or 1, it stops too, and the write fails with ECANCELED.
@@ -30,3 +30,4 @@ mod writes;
 
 pub use mount::{ControlFs, MountError};
 pub use source::{Source, errno};
+pub use text::{MODES, parse};

@@ -5,11 +5,14 @@
 
 use numerge_engine::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob};
 
-const CHOICES: [(&str, u64); 2] = [("none", ADVISOR_NONE), ("scan-time", ADVISOR_SCAN_TIME)];
+/// The values of `advisor_mode`, by their names.
+pub const MODES: [(&str, u64); 2] = [("none", ADVISOR_NONE), ("scan-time", ADVISOR_SCAN_TIME)];
 
-/// The value that a text written to a knob's file stands for, if it is in the knob's range too; else an
-/// error number.
-pub(crate) fn parse(knob: Knob, written: &[u8]) -> Result<u64, i32> {
+/// The value that a text written to a knob's file stands for, if it is in the knob's range too.
+///
+/// # Errors
+/// The kernel's error number for such a text.
+pub fn parse(knob: Knob, written: &[u8]) -> Result<u64, i32> {
     // A text ends where the kernel's strings do.
     let text = written.split(|byte| *byte == 0).next().unwrap_or_default();
     let value = match knob {
@@ -36,7 +39,7 @@ pub(crate) fn format(knob: Knob, value: u64) -> String {
     if knob != Knob::AdvisorMode {
         return format!("{value}\n");
     }
-    let choices = CHOICES.map(
+    let choices = MODES.map(
         |(name, choice)| {
             if choice == value { format!("[{name}]") } else { name.to_owned() }
         },
@@ -88,7 +91,7 @@ fn truth(text: &[u8]) -> Result<u64, i32> {
 
 fn choice(text: &[u8]) -> Result<u64, i32> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
-    let found = CHOICES.iter().find(|(name, _)| name.as_bytes() == text);
+    let found = MODES.iter().find(|(name, _)| name.as_bytes() == text);
     found.map(|(_, choice)| *choice).ok_or(libc::EINVAL)
 }
 

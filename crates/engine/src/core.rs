@@ -193,7 +193,7 @@ impl Core {
     pub(crate) fn count_scanned(
         &self,
         threads: u16,
-        pages: impl Iterator<Item = (Option<u16>, usize)>,
+        pages: impl Iterator<Item = (Option<u16>, u64)>,
     ) {
         // A node without CPUs has its work done by the nearest that has some, and one whose CPUs are
         // not for this program, by any.
@@ -205,7 +205,7 @@ impl Core {
             let shard = &self.shards[usize::from(node)];
             let counter =
                 if at_work == Some(node) { &shard.scanned_here } else { &shard.scanned_elsewhere };
-            counter.add(count as u64);
+            counter.add(count);
         }
     }
 

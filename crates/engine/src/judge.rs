@@ -151,10 +151,16 @@ pub(crate) fn judge(core: &Core, world: &World, shard: &Shard, looks: &[Look]) -
 /// wanted.
 fn judge_on(core: &Core, world: &World, node: u16, pieces: &[Piece<'_>]) -> Vec<Judged> {
     let work = |threads: u16, pieces: &[Piece<'_>]| -> Vec<Judged> {
-        core.count_scanned(threads, pieces.iter().map(|piece| (piece.node, piece.pages.len())));
         let is_smart = core.knobs.is_on(Knob::SmartScan);
         let new_judge = || Judge { node: threads, core, world, is_smart, merged: Vec::new() };
-        pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect()
+        let judged: Vec<Judged> =
+            pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect();
+        let looked_at = |piece: &Piece<'_>, judged: &Judged| {
+            (piece.node, (piece.pages.len() as u64).saturating_sub(judged.skipped))
+        };
+        let counts = pieces.iter().zip(&judged).map(|(piece, judged)| looked_at(piece, judged));
+        core.count_scanned(threads, counts);
+        judged
     };
     let helpers = core.helpers(node);
     let share = pieces.len().div_ceil(helpers.len() + 1).max(1);

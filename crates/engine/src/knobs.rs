@@ -5,6 +5,7 @@
 //! stops) is the engine's business, in `control`.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A setting of the engine.
@@ -117,6 +118,13 @@ impl Knob {
     #[must_use]
     pub const fn default_value(self) -> u64 {
         self.limits().default
+    }
+
+    /// The values that it takes.
+    #[must_use]
+    pub const fn range(self) -> RangeInclusive<u64> {
+        let Limits { least, most, .. } = self.limits();
+        least..=most
     }
 
     /// Whether a value is in its range.

@@ -102,7 +102,8 @@ pub(crate) fn drop_moved_candidates(
     true
 }
 
-/// Places what is queued now. Frames with a lone sharer come last, for that is better merged into another.
+/// Places what is queued now. Of each batch, frames with a lone sharer come last, for that is better merged
+/// into another.
 pub(crate) fn place_queued(core: &Core, world: &World, reader: &Handle, shard: &Shard) {
     let (mut batch, mut nids, mut content) = (Vec::new(), Vec::new(), [0; PAGE_SIZE]);
     let mut left = core.forest.queued_len();

@@ -75,7 +75,7 @@ fn ask(maps: &File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
             }
             return Err(error);
         }
-        let part = clipped(query.vma_start..query.vma_end, pages);
+        let part = clipped(query.vma_start..query.vma_end, &(at..pages.end));
         if part.is_empty() {
             break;
         }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use numerge_engine::machine::PAGE_SIZE;
 
-/// Between the program and its libraries, where addresses have 47 bits and more; a part that neither the
-/// C library nor the runtimes of other languages ask for.
+/// Between the program and its libraries, where addresses have 47 bits and more. Who asks for places there,
+/// as the runtimes of some languages do, asks for few.
 const FIRST: usize = 0x1100_0000_0000;
 const ALL: usize = 0x3F00_0000_0000;
 /// Distance of the next place from the first one; 0 before there was any.

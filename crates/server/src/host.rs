@@ -1,15 +1,14 @@
 //! What is common to all of a server's threads: who is connected, which domains there are, and whether it
 //! is ending.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use numerge_engine::machine::MemoryError;
-use numerge_engine::{ADVISOR_SCAN_TIME, Knob, KnobError, UnmergeError};
+use numerge_engine::{ADVISOR_SCAN_TIME, Knob};
 use numerge_protocol::{Reason, Socket};
 use numerge_topology::Topology;
 use parking_lot::{Condvar, Mutex};
@@ -18,7 +17,6 @@ use rustix::event::EventfdFlags;
 use crate::chatter::Chatter;
 use crate::client::Client;
 use crate::domain::{Domain, DomainId};
-use crate::memory::Answers;
 use crate::options::Options;
 use crate::rejection::Rejection;
 use crate::scans::Scans;
@@ -28,15 +26,12 @@ use crate::scans::Scans;
 const SETTLE_EVERY: Duration = Duration::from_millis(100);
 const SETTLE_SHARE: u32 = 20;
 
-/// Times that unmerging all is tried when clients had not answered yet. Each time some of it gets done.
-const UNMERGE_TRIES: u32 = 1 << 20;
-
 /// What is common to all of a server's threads.
 pub(crate) struct Host {
     pub(crate) options: Options,
     chatter: Chatter,
     topology: Arc<Topology>,
-    domains: Mutex<Registry>,
+    pub(crate) domains: Mutex<Registry>,
     /// By number.
     clients: Mutex<BTreeMap<u64, Connection>>,
     /// A client is no more.
@@ -57,19 +52,21 @@ struct Connection {
 
 /// Domains, and what was set for all.
 #[derive(Default)]
-struct Registry {
-    domains: BTreeMap<DomainId, Arc<Domain>>,
-    settings: BTreeMap<Knob, u64>,
+pub(crate) struct Registry {
+    pub(crate) domains: BTreeMap<DomainId, Arc<Domain>>,
+    pub(crate) settings: BTreeMap<Knob, u64>,
+    /// Times that `run` was set.
+    pub(crate) runs: u64,
 }
 
 impl Registry {
     /// As it was set.
-    fn value(&self, knob: Knob) -> u64 {
+    pub(crate) fn value(&self, knob: Knob) -> u64 {
         self.settings.get(&knob).copied().unwrap_or_else(|| knob.default_value())
     }
 
     /// Whether `pages_to_scan` is the advisors' to set.
-    fn is_advised(&self) -> bool {
+    pub(crate) fn is_advised(&self) -> bool {
         self.value(Knob::AdvisorMode) == ADVISOR_SCAN_TIME
     }
 }
@@ -120,91 +117,6 @@ impl Host {
         self.domains.lock().value(knob) == value
     }
 
-    /// Sets a knob for all domains: see [`crate::Server::set`].
-    pub(crate) fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
-        knob.check(value)?;
-        let (before, domains) = {
-            let mut registry = self.domains.lock();
-            if knob == Knob::PagesToScan && registry.is_advised() {
-                return Err(KnobError::Advised);
-            }
-            let before = registry.value(knob);
-            registry.settings.insert(knob, value);
-            if knob == Knob::AdvisorMode && before != value {
-                registry.settings.remove(&Knob::PagesToScan);
-            }
-            (before, registry.domains.values().cloned().collect::<Vec<_>>())
-        };
-        tracing::debug!(%knob, value, "to be set");
-        let mut failed = Ok(());
-        for domain in &domains {
-            let done = self.set_in(domain, knob, value);
-            if done.is_err() && failed.is_ok() {
-                failed = done;
-                // Each domain is unmerged as far as it goes.
-                if !matches!((knob, value), (Knob::Run, 2)) {
-                    break;
-                }
-            }
-        }
-        if (knob, value) == (Knob::Run, 2) && failed.is_ok() {
-            self.scans.reset();
-        }
-        match &failed {
-            Ok(()) => tracing::info!(%knob, value, "set"),
-            Err(error) => tracing::warn!(%knob, value, %error, "not set"),
-        }
-        if failed.is_err() {
-            let restored = if knob == Knob::Run { 0 } else { before };
-            let mut registry = self.domains.lock();
-            if registry.settings.get(&knob) == Some(&value) {
-                registry.settings.insert(knob, restored);
-                drop(registry);
-                for domain in &domains {
-                    // What has the value already is no failure, and what has not did not change.
-                    let _ = domain.engine().set(knob, restored);
-                }
-            }
-        }
-        failed
-    }
-
-    /// Sets a knob of one domain. The engine waits for no client that does not answer at once, so that it
-    /// can't unmerge those that are busy; they are waited for here, where nobody else waits, and asked
-    /// again for as long as one of them gets on.
-    fn set_in(&self, domain: &Arc<Domain>, knob: Knob, value: u64) -> Result<(), KnobError> {
-        let mut silent = BTreeSet::new();
-        for _ in 0..UNMERGE_TRIES {
-            match domain.engine().set(knob, value) {
-                Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer))) => {}
-                done => return done,
-            }
-            let mut clients = self.all_clients();
-            clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-            let pages_left = domain.engine().counters().pages_sharing;
-            tracing::debug!(domain = %domain.id(), pages_left, "unmerging: waits for answers");
-            let mut gets_on = false;
-            for client in clients {
-                // Once is enough for all of this.
-                if silent.contains(&client.pid) {
-                    continue;
-                }
-                match client.memory.wait_for_answers() {
-                    Answers::NoneWanted => {}
-                    Answers::All => gets_on = true,
-                    Answers::Silence => {
-                        tracing::warn!(pid = client.pid, uid = client.user, "does not answer");
-                        silent.insert(client.pid);
-                    }
-                }
-            }
-            if !gets_on || self.domains.lock().settings.get(&knob) != Some(&value) {
-                break;
-            }
-        }
-        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
-    }
-
     /// The domain of that name, made if it is missing.
     pub(crate) fn domain(&self, id: &DomainId) -> Result<Arc<Domain>, Rejection> {
         let unavailable = |text: String| Rejection::new(Reason::Unavailable, text);
@@ -221,7 +133,11 @@ impl Host {
         }
         let domain = Domain::new(id.clone(), &self.topology, self.options.engine.clone())
             .map_err(|error| unavailable(error.to_string()))?;
-        for (&knob, &value) in &registry.settings {
+        // The advisor last: it begins with what is set for it.
+        let is_last = |knob: &Knob| *knob == Knob::AdvisorMode;
+        let (last, first): (Vec<_>, Vec<_>) =
+            registry.settings.iter().partition(|(knob, _)| is_last(knob));
+        for (&knob, &value) in first.into_iter().chain(last) {
             domain.engine().set(knob, value).map_err(|error| unavailable(error.to_string()))?;
         }
         let domain = Arc::new(domain);

@@ -32,6 +32,7 @@ mod pages;
 mod rejection;
 mod scans;
 mod server;
+mod settings;
 mod signals;
 mod worker;
 

@@ -132,10 +132,7 @@ impl Server {
     /// Has a `run=2` that is under way end soon: `run` is 0 then, and what is merged still stays so.
     /// Without one, does nothing.
     pub fn interrupt_unmerging(&self) {
-        if self.knob(Knob::Run) == 2 {
-            // 0 is a value that it takes.
-            let _ = self.set(Knob::Run, 0);
-        }
+        self.host.interrupt_unmerging();
     }
 
     /// Sets a knob for all domains, and those to come. `run=2` returns when everything is unmerged,
@@ -146,7 +143,18 @@ impl Server {
     /// `run=2`: what could not be unmerged stays merged, and `run` is 0, or what it was set to
     /// meanwhile.
     pub fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
-        self.host.set(knob, value)
+        self.host.set(knob, value, 1)
+    }
+
+    /// The same for who does not try again where a client is silent, as a program on a busy machine may be
+    /// for longer than there is patience: that is tried some times more.
+    ///
+    /// # Errors
+    /// As [`Server::set`].
+    pub fn set_patiently(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
+        /// Each takes some seconds at most for each silent client.
+        const TRIES: u32 = 10;
+        self.host.set(knob, value, TRIES)
     }
 
     /// How many clients there are, those that have not introduced themselves included.

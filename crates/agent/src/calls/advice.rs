@@ -1,9 +1,9 @@
 //! Advice on memory.
 
 use std::ops::Range;
-use std::time::Duration;
 
 use numerge_engine::machine::Vpn;
+use rustix::event::Timespec;
 
 use super::{bytes, change_pages, pages_of, relieved};
 use crate::agent::{self, Here, enter, keeping_errno};
@@ -165,7 +165,7 @@ pub(crate) fn give_back(mut here: Here, pages: &Range<Vpn>) -> Result<Here, i32>
 /// refused longer, the program would be refused without us too.
 fn collapse(pages: &Range<Vpn>, call: impl Fn() -> Answer) -> Answer {
     const TRIES: u32 = 20;
-    const PAUSE: Duration = Duration::from_millis(1);
+    const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
     let mut left = TRIES;
     loop {
         let Some(here) = enter() else {
@@ -180,7 +180,8 @@ fn collapse(pages: &Range<Vpn>, call: impl Fn() -> Answer) -> Answer {
         }
         // What is to be told is told without the lock, and nothing is registered that is not noted.
         drop(here);
-        std::thread::sleep(PAUSE);
+        // Not the C library's, at which the program's thread may be cancelled.
+        let _ = rustix::thread::nanosleep(&PAUSE);
     }
 }
 

@@ -79,6 +79,17 @@ impl Client {
         }
     }
 
+    /// Counters by NUMA node: a list. Not to be asked for often, where there are many frames.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub fn nodes(&mut self) -> Result<Value, AskError> {
+        match self.ask(&Request::Nodes)? {
+            Answer::Nodes(nodes) => Ok(nodes),
+            other => Err(AskError::Nonsense(format!("{other:?}"))),
+        }
+    }
+
     fn ask(&mut self, request: &Request) -> Result<Answer, AskError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');

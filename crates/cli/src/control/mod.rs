@@ -8,6 +8,7 @@
 //! | `{"get": "run"}` | `{"value": 1}` |
 //! | `{"set": {"knob": "run", "value": 1}}` | `{"value": 1}`, when it is done |
 //! | `"status"` | `{"status": {...}}` |
+//! | `"nodes"` | `{"nodes": [...]}` |
 //! | anything else, or what can't be done | `{"error": {"errno": 22, "text": "..."}}` |
 
 mod client;
@@ -38,8 +39,10 @@ pub enum Request {
         /// The value.
         value: u64,
     },
-    /// Everything there is to know.
+    /// Counters, of all and by domain, and clients.
     Status,
+    /// Counters by NUMA node, which takes as long as there are frames.
+    Nodes,
 }
 
 /// What is answered.
@@ -48,8 +51,10 @@ pub enum Request {
 pub enum Answer {
     /// The knob's value, now.
     Value(u64),
-    /// Counters, clients.
+    /// Counters, domains, clients.
     Status(Value),
+    /// A list, an object for each node.
+    Nodes(Value),
     /// It was not done, and nothing changed.
     Error {
         /// The kernel's error number for the like.

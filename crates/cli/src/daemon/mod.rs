@@ -19,6 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::host::{Host, Setting, Sockets};
+use crate::metrics;
 use passed::Passed;
 
 /// What becomes of merged pages when the daemon ends.
@@ -76,6 +77,10 @@ pub(crate) struct Arguments {
     /// other socket is named and that can be, else nowhere]
     #[arg(long, value_name = "DIR")]
     control_dir: Option<PathBuf>,
+    /// Where metrics can be asked for, as OpenMetrics at /metrics by HTTP: a path with a slash, of a Unix
+    /// socket for root alone, or a loopback address and a port, for all users of this machine
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<metrics::Address>,
     /// What is logged, on standard error: this and what matters more
     #[arg(long, value_enum, default_value_t = Level::Info)]
     log: Level,
@@ -123,6 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             .map_err(|error| format!("can't make {}: {error}", directory.display()))?;
     }
     let sockets = Sockets::bind(&socket, passed.agents, passed.control, &options)?;
+    let metrics = arguments.metrics.as_ref().map(metrics::Socket::bind).transpose()?;
     user::raise_descriptor_limit();
     if let Some(user) = &user {
         user::become_user(user)?;
@@ -131,6 +137,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     user::hide()?;
     let mut host = Host::start(sockets, options, &arguments.settings)?;
+    if let Some(metrics) = metrics {
+        host.give_metrics(metrics)?;
+    }
     match &arguments.control_dir {
         Some(directory) => host.show_files(directory)?,
         None if socket == Path::new(numerge::DAEMON_SOCKET) => {

@@ -32,6 +32,7 @@ pub(crate) fn enter_namespace() -> Result<(), AsKsmError> {
     }
     // SAFETY: takes away no descriptor: only what the thread's paths lead to is its own from now on.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(failed("unshare"))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).map_err(failed("mount MS_PRIVATE"))
+    // What others mount and unmount comes in, so that nothing stays busy for us.
+    let inwards = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", inwards).map_err(failed("mount MS_SLAVE"))
 }

@@ -6,5 +6,7 @@ mod bed;
 mod endings;
 mod hostile;
 mod limits;
+mod metrics;
 mod systemd;
+mod unmerging;
 mod users;

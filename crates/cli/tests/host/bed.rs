@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use numerge::control::{Client, path_beside};
@@ -58,6 +58,9 @@ pub(crate) fn c_program(name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host").join(name);
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("");
     let scratch = program.with_extension(std::process::id().to_string());
+    // Two tests may want the same.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock();
     let mut cc = Command::new("cc");
     cc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&scratch).arg(source);
     assert!(cc.status().unwrap().success(), "{name} does not build");

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arrays;
+mod asking;
 mod bed;
 mod cases;
 mod control_dir;
@@ -11,6 +12,7 @@ mod files;
 mod frames;
 mod guests;
 mod hard;
+mod polled;
 mod redis;
 mod run;
 mod torture;

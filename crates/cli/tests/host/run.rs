@@ -79,7 +79,7 @@ fn bad_arguments_are_named_with_what_is_allowed() {
     let cases: [(&[&str], &str); 6] = [
         (&["run", "--", "/no/such/program"], "can't run /no/such/program"),
         (&["run", "--set", "nonsense=1", "--", "true"], "no knob 'nonsense': there are run,"),
-        (&["run", "--set", "run=x", "--", "true"], "'x' is not a number"),
+        (&["run", "--set", "run=x", "--", "true"], "run can't be 'x': allowed is 0 to 2"),
         (&["run", "--set", "max_page_sharing=1", "--", "true"], "allowed is 2 to"),
         (&["run", "--socket", "/no/such/socket", "--", "true"], "no numerge daemon answers at"),
         (&["run", "--stats", "/no/such/place/x", "--", "true"], "can't write statistics to"),

@@ -155,7 +155,7 @@ fn s1_1_a_forks_child_keeps_what_its_parent_gave_up() {
     let [mut one, mut other] = bed.merged_clients(PAGES);
     let child = one.ask("fork 0 1 1");
     // All frames are given up, and others are taken.
-    bed.server.set(Knob::Run, 2).unwrap();
+    bed.server.set_patiently(Knob::Run, 2).unwrap();
     until(|| bed.server.waiting_frames() == PAGES, || "the frames are free".into());
     for page in 0..PAGES {
         one.ask(&format!("write 0 {page} {}", page + 1001));

@@ -70,7 +70,7 @@ fn s6_who_maps_frames_unasked_keeps_nobody_from_using_them() {
     // Once it is no client any more, it is one of those that may map anything.
     liar.ask("hang-up");
     until(|| bed.server.client_count() == 2, || "the liar is there still".into());
-    bed.server.set(Knob::Run, 2).unwrap();
+    bed.server.set_patiently(Knob::Run, 2).unwrap();
     until(|| bed.server.waiting_frames() > 0, || "the frames were given back".into());
     liar.kill();
     waiting(&bed, 0);

@@ -46,7 +46,7 @@ fn s3_6_a_page_written_to_is_the_writers_own_and_is_merged_again() {
 fn s5_1_run_2_gives_all_clients_their_own_memory() {
     let Some(bed) = Bed::new() else { return };
     let mut clients = bed.merged_clients::<2>(PAGES);
-    bed.server.set(Knob::Run, 2).unwrap();
+    bed.server.set_patiently(Knob::Run, 2).unwrap();
     let counters = bed.server.counters();
     assert_eq!((counters.pages_shared, counters.pages_sharing), (0, 0));
     let frames = clients.each_mut().map(|client| client.frames(0, PAGES));

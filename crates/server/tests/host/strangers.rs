@@ -183,7 +183,7 @@ fn s6_a_client_that_pretends_to_merge_harms_nobody() {
     }
     assert_eq!(liar.ask("wrong 0 1 1"), "0");
     liar.ask("manner honest");
-    bed.server.set(Knob::Run, 2).unwrap();
+    bed.server.set_patiently(Knob::Run, 2).unwrap();
     assert_eq!(bed.server.counters().pages_shared, 0);
     for client in &mut clients {
         assert_eq!(client.ask("wrong 0 1 1"), "0");

@@ -128,7 +128,7 @@ fn s1_1_no_page_changes_whatever_happens() {
     bed.server.set(Knob::Run, 1).unwrap();
     bed.scan_twice();
     clients.iter_mut().for_each(Known::check);
-    bed.server.set(Knob::Run, 2).unwrap();
+    bed.server.set_patiently(Knob::Run, 2).unwrap();
     assert_eq!(bed.server.counters().pages_shared, 0);
     clients.iter_mut().for_each(Known::check);
     bed.no_errors_but_silence();

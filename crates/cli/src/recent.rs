@@ -1,0 +1,99 @@
+//! Node reports for who must not wait: they take as long as there are frames.
+//!
+//! Each reader has one made, if none is being made, and waits a little for it; where that is not enough, it
+//! gets the last there was. So where there is little to look through, what is read is of this moment,
+//! and where there is much, of the last look through it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use numerge::NodeReport;
+use parking_lot::{Condvar, Mutex};
+
+/// How long a reader waits: all control files answer within 10 ms (S5.2).
+const PATIENCE: Duration = Duration::from_millis(4);
+
+#[derive(Default)]
+struct State {
+    last: Option<Vec<NodeReport>>,
+    /// Those that were made.
+    made: u64,
+    is_making: bool,
+}
+
+/// The last reports.
+#[derive(Default)]
+pub(crate) struct Recent {
+    state: Mutex<State>,
+    is_made: Condvar,
+}
+
+impl Recent {
+    /// Reports that `make` gives; the very first are waited for.
+    pub(crate) fn get(
+        self: &Arc<Self>,
+        make: impl FnOnce() -> Vec<NodeReport> + Send + 'static,
+    ) -> Vec<NodeReport> {
+        let until = Instant::now() + PATIENCE;
+        let mut state = self.state.lock();
+        let before = state.made;
+        if !state.is_making {
+            state.is_making = true;
+            drop(state);
+            let recent = Arc::clone(self);
+            let work = move || recent.take_in(make());
+            if std::thread::Builder::new().name("nodes".into()).spawn(work).is_err() {
+                // The next reader tries again.
+                self.state.lock().is_making = false;
+            }
+            state = self.state.lock();
+        }
+        while state.is_making && state.made == before {
+            if state.last.is_none() {
+                self.is_made.wait(&mut state);
+            } else if self.is_made.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.last.clone().unwrap_or_default()
+    }
+
+    fn take_in(&self, reports: Vec<NodeReport>) {
+        let mut state = self.state.lock();
+        state.last = Some(reports);
+        state.made += 1;
+        state.is_making = false;
+        drop(state);
+        self.is_made.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use numerge::Nid;
+
+    use super::*;
+
+    fn report(pages_home: u64) -> Vec<NodeReport> {
+        vec![NodeReport { pages_home, ..NodeReport::nothing_on(Nid(0)) }]
+    }
+
+    #[test]
+    fn s5_2_a_reader_gets_the_last_reports_while_others_take_long() {
+        let recent = Arc::new(Recent::default());
+        assert_eq!(recent.get(|| report(1)), report(1));
+        assert_eq!(recent.get(|| report(2)), report(2));
+        let (go_on, wait) = channel::<()>();
+        let slow = move || {
+            let _ = wait.recv();
+            report(3)
+        };
+        assert_eq!(recent.get(slow), report(2));
+        // Nobody makes others meanwhile.
+        assert_eq!(recent.get(|| report(4)), report(2));
+        go_on.send(()).unwrap();
+        while recent.get(|| report(5)) != report(5) {}
+    }
+}

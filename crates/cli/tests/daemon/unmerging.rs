@@ -1,0 +1,158 @@
+//! `run=2` over much merged memory, by the control files: everything else goes on meanwhile (S5.2).
+//!
+//! `NUMERGE_UNMERGE_MIB` says how much is merged; `tools/unmerge` runs this with 8 GiB.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::bed::{Bed, By, Daemon, is_root};
+
+/// After so long, what has not come about is not going to, however much memory there is.
+const LONG: Duration = Duration::from_secs(900);
+
+const TRIES: usize = 4;
+
+fn mib() -> u64 {
+    std::env::var("NUMERGE_UNMERGE_MIB").map_or(512, |mib| mib.parse().unwrap())
+}
+
+/// All files that can be read but `run`, whose reader would not know what it is to be.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.append(&mut files(&path));
+        } else if !path.ends_with("run") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn counter(files: &Path, name: &str) -> u64 {
+    fs::read_to_string(files.join(name)).unwrap().trim_end().parse().unwrap()
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < LONG, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// What a daemon has mounted that a failed test has killed.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        // Not there any more, as a rule.
+        let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// Writes 2 to `run`, and gives what came of it when it is over.
+fn unmerge(files: &Path) -> JoinHandle<std::io::Result<()>> {
+    let run = files.join("run");
+    std::thread::spawn(move || fs::write(run, "2\n"))
+}
+
+/// Unmerges all, and gives how often all other files answered meanwhile.
+fn unmerge_and_ask(place: &Path, others: &[PathBuf]) -> u32 {
+    let began = Instant::now();
+    let writer = unmerge(place);
+    until("it has begun", || counter(place, "run") == 2 || writer.is_finished());
+    let (mut rounds, mut slowest) = (0, (Duration::ZERO, Path::new("")));
+    while !writer.is_finished() {
+        for file in others {
+            let asked = Instant::now();
+            fs::read(file).unwrap();
+            slowest = slowest.max((asked.elapsed(), file));
+        }
+        fs::write(place.join("sleep_millisecs"), "1\n").unwrap();
+        rounds += u32::from(!writer.is_finished());
+    }
+    writer.join().unwrap().unwrap();
+    println!(
+        "run=2 over {} MiB: {:?}; meanwhile {rounds} times all of {} files, the slowest answer {:?} ({})",
+        mib(),
+        began.elapsed(),
+        others.len(),
+        slowest.0,
+        slowest.1.display(),
+    );
+    rounds
+}
+
+/// At rest, pages are one or the other (S5.6).
+fn adds_up(daemon: &Daemon) {
+    let status = daemon.status();
+    let number = |name: &str| status[name].as_u64().unwrap();
+    let parts = ["pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"];
+    let others = ["ksm_zero_pages", "pages_untouched"];
+    let sum: u64 = parts.iter().chain(&others).map(|name| number(name)).sum();
+    assert_eq!(sum, number("pages_registered"), "{status}");
+}
+
+#[test]
+fn s5_2_all_files_answer_while_run_2_unmerges_and_it_can_be_ended() {
+    if !is_root() {
+        return;
+    }
+    if !Path::new("/dev/fuse").exists() {
+        println!("SKIPPED: control files need /dev/fuse");
+        return;
+    }
+    let Some(bed) = Bed::new() else { return };
+    let place = bed.path("ksm");
+    let _mounted = Mounted(&place);
+    let daemon = bed.daemon(&["--control-dir", place.to_str().unwrap()]);
+    let pages = mib() * 256 / 2;
+    let mut programs = [(); 2].map(|()| bed.program(&By::me(), pages, 1));
+    let is_merged =
+        || ["pages_shared", "pages_sharing"].map(|name| counter(&place, name)) == [pages, pages];
+    until("all is merged", is_merged);
+    let others = files(&place);
+    // Those of nodes give what was counted last where that takes long; the first is waited for.
+    others.iter().for_each(|file| drop(fs::read(file).unwrap()));
+    assert!(others.len() > 40, "{others:?}");
+
+    // All of it, and everything else answers.
+    let rounds = (0..TRIES).map(|_| {
+        fs::write(place.join("run"), "1\n").unwrap();
+        until("all is merged", is_merged);
+        unmerge_and_ask(&place, &others)
+    });
+    // One is enough to show it; a busy machine may not get round all files the first time.
+    assert!(rounds.into_iter().any(|rounds| rounds > 0), "not all files answered meanwhile");
+    assert_eq!(counter(&place, "pages_shared") + counter(&place, "pages_sharing"), 0);
+    adds_up(&daemon);
+    programs.iter_mut().for_each(|program| program.is_whole());
+
+    // Half of it: who ended it gets on, what is merged still stays so, and 1 merges all again.
+    fs::write(place.join("run"), "1\n").unwrap();
+    until("all is merged again", is_merged);
+    let writer = unmerge(&place);
+    until("half of it is unmerged", || {
+        counter(&place, "pages_sharing") < pages / 2 || writer.is_finished()
+    });
+    let ended = Instant::now();
+    fs::write(place.join("run"), "0\n").unwrap();
+    println!(
+        "ended halfway: {:?}, with {} pages saved still",
+        ended.elapsed(),
+        counter(&place, "pages_sharing")
+    );
+    let error = writer.join().unwrap().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ECANCELED), "{error}");
+    assert_eq!(counter(&place, "run"), 0);
+    adds_up(&daemon);
+    programs.iter_mut().for_each(|program| program.is_whole());
+    fs::write(place.join("run"), "1\n").unwrap();
+    until("all is merged once more", is_merged);
+    programs.iter_mut().for_each(|program| program.is_whole());
+    daemon.end();
+}

@@ -1,0 +1,158 @@
+//! Counters, read all the time while a program does to its memory all that programs do.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::bed::{c_program, can_merge, numerge};
+
+/// More than the program and its children ever have.
+const MOST_PAGES: i64 = 1 << 20;
+const SECONDS: &str = "8";
+/// Rounds of looks until two in a row are alike.
+const PATIENCE: usize = 100;
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// What each file says; None once they are gone.
+fn read_all(files: &[PathBuf]) -> Option<BTreeMap<String, i64>> {
+    let mut read = BTreeMap::new();
+    for file in files {
+        let text = fs::read_to_string(file).ok()?;
+        let mut name = file.file_name().unwrap().to_string_lossy().into_owned();
+        if name != "advisor_mode" {
+            let number = text.strip_suffix('\n').and_then(|number| number.parse().ok());
+            if let Some(node) =
+                file.parent().filter(|parent| parent.parent().is_some_and(|p| p.ends_with("nodes")))
+            {
+                name = format!("{name} of node {}", node.file_name().unwrap().to_string_lossy());
+            }
+            read.insert(name, number.unwrap_or_else(|| panic!("{}: {text:?}", file.display())));
+        }
+    }
+    Some(read)
+}
+
+/// A node's counters have the same bounds as all nodes' together.
+fn is_within_bounds(read: &BTreeMap<String, i64>) {
+    for (name, value) in read {
+        let (least, most) = match name.split(' ').next().unwrap() {
+            "general_profit" => (-MOST_PAGES * 4096, MOST_PAGES * 4096),
+            "bytes_saved" | "metadata_bytes" | "metadata_bytes_remote" => (0, MOST_PAGES * 4096),
+            name if name.starts_with("pages_scanned") || name.starts_with("advisor") => {
+                (0, i64::MAX)
+            }
+            "full_scans" | "pages_skipped" | "pages_broken" | "stable_nodes_replaced" => {
+                (0, i64::MAX)
+            }
+            "frames_refused" => (0, 0),
+            _ => (0, MOST_PAGES),
+        };
+        assert!((least..=most).contains(value), "{name} is {value}: {read:?}");
+    }
+}
+
+#[test]
+fn s5_6_counters_are_never_out_of_bounds_whenever_they_are_read() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        println!("SKIPPED: control files need root and /dev/fuse");
+        return;
+    }
+    if !can_merge() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().join("ksm");
+    let mut command =
+        numerge(&["run", "--set", "pages_to_scan=100000", "--set", "sleep_millisecs=0"]);
+    command.args(["--set", "max_page_sharing=16", "--set", "use_zero_pages=1", "--control-dir"]);
+    command.arg(&place).arg("--").arg(c_program("torture.c")).arg(SECONDS);
+    let mut run = command.current_dir(scratch.path()).spawn().unwrap();
+    while !place.join("run").exists() {
+        assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let all = files(&place);
+    let (mut rounds, mut merged, mut broken) = (0_u32, 0, 0);
+    while let Some(read) = read_all(&all) {
+        is_within_bounds(&read);
+        rounds += 1;
+        merged = merged.max(read["pages_sharing"]);
+        broken = broken.max(read["pages_broken"]);
+        if run.try_wait().unwrap().is_some() {
+            break;
+        }
+    }
+    println!(
+        "{rounds} rounds over {} files; {merged} pages saved at most, {broken} broken",
+        all.len()
+    );
+    assert!(rounds > 10 && merged > 0 && broken > 0, "{rounds} {merged} {broken}");
+    assert!(run.wait().unwrap().success(), "memory changed, or the program failed");
+}
+
+fn adds_up(read: &BTreeMap<String, i64>) {
+    let parts = ["pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"];
+    let others = ["ksm_zero_pages", "pages_untouched"];
+    let sum: i64 = parts.iter().chain(&others).map(|name| read[*name]).sum();
+    assert_eq!(sum, read["pages_registered"], "{read:?}");
+}
+
+/// At rest the kinds of pages add up to all there are, wherever scanning was stopped.
+#[test]
+fn s5_6_counters_add_up_when_scanning_is_stopped_in_the_midst_of_it() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        println!("SKIPPED: control files need root and /dev/fuse");
+        return;
+    }
+    if !can_merge() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let place = scratch.path().join("ksm");
+    let mut command =
+        numerge(&["run", "--set", "pages_to_scan=100000", "--set", "sleep_millisecs=0"]);
+    command.arg("--control-dir").arg(&place).arg("--");
+    // In a process group of its own, whose number it tells first.
+    let script = "echo $$ > group; exec setsid \"$@\"";
+    command.args(["sh", "-c", script, "sh"]).arg(c_program("torture.c")).arg(SECONDS);
+    let mut run = command.current_dir(scratch.path()).spawn().unwrap();
+    while !place.join("run").exists() {
+        assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let all = files(&place);
+    let group = loop {
+        let group = fs::read_to_string(scratch.path().join("group")).unwrap_or_default();
+        if group.ends_with('\n') {
+            break group;
+        }
+        assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
+    };
+    let group = Pid::from_raw(group.trim().parse().unwrap()).unwrap();
+    let mut compared = 0;
+    while run.try_wait().unwrap().is_none() && kill_process_group(group, Signal::STOP).is_ok() {
+        let stopped = fs::write(place.join("run"), "0\n");
+        // What had begun ends.
+        for _ in 0..PATIENCE {
+            if let (Some(read), Some(again)) = (read_all(&all), read_all(&all))
+                && read == again
+            {
+                adds_up(&read);
+                compared += 1;
+                break;
+            }
+        }
+        let _ = stopped.and_then(|()| fs::write(place.join("run"), "1\n"));
+        let _ = kill_process_group(group, Signal::CONT);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(compared > 10, "only {compared} times at rest");
+    assert!(run.wait().unwrap().success(), "memory changed, or the program failed");
+}

@@ -1,0 +1,203 @@
+//! Knobs, set for all domains.
+//!
+//! Unmerging (`run=2`) takes its time, and others may set `run` meanwhile: what was set last is what counts
+//! (S5.2), and unmerging ends there.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use numerge_engine::machine::MemoryError;
+use numerge_engine::{Knob, KnobError, UnmergeError};
+
+use crate::domain::Domain;
+use crate::host::Host;
+use crate::memory::Answers;
+
+/// Times that unmerging all is tried when clients had not answered yet. Each time some of it gets done.
+const UNMERGE_TRIES: u32 = 1 << 20;
+
+/// A knob that is being set.
+#[derive(Clone, Copy)]
+struct Turn {
+    knob: Knob,
+    value: u64,
+    /// What it was before.
+    before: u64,
+    /// Of `run`: how often that had been set.
+    run: u64,
+}
+
+impl Host {
+    /// Sets a knob for all domains: see [`crate::Server::set`]. Unmerging is tried so many times where
+    /// clients are silent for longer than there is patience.
+    pub(crate) fn set(&self, knob: Knob, value: u64, tries: u32) -> Result<(), KnobError> {
+        knob.check(value)?;
+        let turn = self.begin(knob, value)?;
+        tracing::debug!(%knob, value, "to be set");
+        let mut done = self.set_everywhere(turn);
+        for _ in 1..tries {
+            if !done.as_ref().is_err_and(is_silence) {
+                break;
+            }
+            done = self.set_everywhere(turn);
+        }
+        match &done {
+            Ok(()) => tracing::info!(%knob, value, "set"),
+            Err(error) => tracing::warn!(%knob, value, %error, "not set"),
+        }
+        if done.is_err() {
+            self.restore(turn);
+        } else if (knob, value) == (Knob::Run, 2) {
+            self.scans.reset();
+        }
+        done
+    }
+
+    fn begin(&self, knob: Knob, value: u64) -> Result<Turn, KnobError> {
+        let mut registry = self.domains.lock();
+        if knob == Knob::PagesToScan && registry.is_advised() {
+            return Err(KnobError::Advised);
+        }
+        let before = registry.value(knob);
+        registry.settings.insert(knob, value);
+        if knob == Knob::AdvisorMode && before != value {
+            registry.settings.remove(&Knob::PagesToScan);
+        }
+        if knob == Knob::Run {
+            registry.runs += 1;
+        }
+        Ok(Turn { knob, value, before, run: registry.runs })
+    }
+
+    /// Whether nobody has set it since.
+    fn is_last(&self, turn: Turn) -> bool {
+        let registry = self.domains.lock();
+        let is_same_run = turn.knob != Knob::Run || registry.runs == turn.run;
+        registry.settings.get(&turn.knob) == Some(&turn.value) && is_same_run
+    }
+
+    fn set_everywhere(&self, turn: Turn) -> Result<(), KnobError> {
+        let mut failed = Ok(());
+        for domain in self.all_domains() {
+            if !self.is_last(turn) {
+                return Err(KnobError::Unmerge(UnmergeError::Interrupted));
+            }
+            let done = self.set_in(&domain, turn);
+            if turn.knob == Knob::Run {
+                self.follow(&domain);
+            }
+            if done.is_err() && failed.is_ok() {
+                failed = done;
+                // Each domain is unmerged as far as it goes.
+                if !matches!((turn.knob, turn.value), (Knob::Run, 2)) {
+                    break;
+                }
+            }
+        }
+        failed
+    }
+
+    /// Sets a knob of one domain. The engine waits for no client that does not answer at once, so that it
+    /// can't unmerge those that are busy; they are waited for here, where nobody else waits, and asked
+    /// again for as long as one of them gets on.
+    fn set_in(&self, domain: &Arc<Domain>, turn: Turn) -> Result<(), KnobError> {
+        let mut silent = BTreeSet::new();
+        for _ in 0..UNMERGE_TRIES {
+            match domain.engine().set(turn.knob, turn.value) {
+                Err(error) if is_silence(&error) => {}
+                done => return done,
+            }
+            let mut clients = self.all_clients();
+            clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
+            let pages_left = domain.engine().counters().pages_sharing;
+            tracing::debug!(domain = %domain.id(), pages_left, "unmerging: waits for answers");
+            let mut gets_on = false;
+            for client in clients {
+                // Once is enough for all of this.
+                if silent.contains(&client.pid) {
+                    continue;
+                }
+                match client.memory.wait_for_answers() {
+                    Answers::NoneWanted => {}
+                    Answers::All => gets_on = true,
+                    Answers::Silence => {
+                        tracing::warn!(pid = client.pid, uid = client.user, "does not answer");
+                        silent.insert(client.pid);
+                    }
+                }
+            }
+            if !self.is_last(turn) {
+                return Err(KnobError::Unmerge(UnmergeError::Interrupted));
+            }
+            if !gets_on {
+                break;
+            }
+        }
+        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
+    }
+
+    /// Has a domain's `run` be what was set last, where several set it at once. Who sets 2 does so itself.
+    fn follow(&self, domain: &Domain) {
+        loop {
+            let (value, runs) = {
+                let registry = self.domains.lock();
+                (registry.value(Knob::Run), registry.runs)
+            };
+            if value == 2 || domain.engine().knob(Knob::Run) == value {
+                return;
+            }
+            // 0 and 1 are values that it takes.
+            let _ = domain.engine().set(Knob::Run, value);
+            if self.domains.lock().runs == runs {
+                return;
+            }
+        }
+    }
+
+    /// Sets a knob that could not be set everywhere back to what it was, if nobody has set it since; `run`
+    /// to 0.
+    fn restore(&self, turn: Turn) {
+        let restored = if turn.knob == Knob::Run { 0 } else { turn.before };
+        if self.replace(turn, restored) {
+            for domain in self.all_domains() {
+                // What has the value already is no failure, and what has not did not change.
+                let _ = domain.engine().set(turn.knob, restored);
+                if turn.knob == Knob::Run {
+                    self.follow(&domain);
+                }
+            }
+        }
+    }
+
+    /// False if somebody has set it since.
+    fn replace(&self, turn: Turn, value: u64) -> bool {
+        let mut registry = self.domains.lock();
+        if registry.settings.get(&turn.knob) != Some(&turn.value)
+            || (turn.knob == Knob::Run && registry.runs != turn.run)
+        {
+            return false;
+        }
+        registry.settings.insert(turn.knob, value);
+        if turn.knob == Knob::Run {
+            registry.runs += 1;
+        }
+        true
+    }
+
+    /// Has unmerging that is under way end: see [`crate::Server::interrupt_unmerging`].
+    pub(crate) fn interrupt_unmerging(&self) {
+        {
+            let mut registry = self.domains.lock();
+            if registry.value(Knob::Run) != 2 {
+                return;
+            }
+            registry.settings.insert(Knob::Run, 0);
+            registry.runs += 1;
+        }
+        self.all_domains().iter().for_each(|domain| self.follow(domain));
+    }
+}
+
+fn is_silence(error: &KnobError) -> bool {
+    matches!(error, KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
+}
