@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use numerge_stable_tree::sync::AtomicU64;
+use numerge_stable_tree::sync::{AtomicU64, Ordering};
 use numerge_stable_tree::{EntryRef, Forest, Handle, Kpfn, PageState, Terms, TreeId};
 use numerge_topology::Nid;
 use rayon::ThreadPool;
@@ -57,6 +57,10 @@ pub(crate) struct Core {
     pub(crate) policy: Policy,
     pub(crate) late: Late,
     world: RwLock<World>,
+    /// By unstable tree: the pages in it, for who can't wait for the world.
+    unshared: Vec<Arc<AtomicU64>>,
+    /// What the world took when it was last looked at.
+    world_bytes: AtomicU64,
     passes: Mutex<Passes>,
     /// A full scan is over.
     scanned: Condvar,
@@ -113,6 +117,7 @@ impl Core {
             parts;
         let trees = nids.len();
         let none = vec![false; shards.len()];
+        let world = World::new(trees);
         Self {
             forest: Forest::new(u16::try_from(trees).expect("checked when it was built")),
             prints,
@@ -129,7 +134,9 @@ impl Core {
             mapping_share_percent,
             policy,
             late: Late::default(),
-            world: RwLock::new(World::new(trees)),
+            unshared: world.unshared_counters(),
+            world_bytes: AtomicU64::new(0),
+            world: RwLock::new(world),
             scan_began: Mutex::default(),
             errors: Mutex::default(),
         }
@@ -545,13 +552,14 @@ impl Core {
         }
     }
 
+    /// Waits for no batch and no unmerging (S5.2).
     pub(crate) fn counters(&self) -> Counters {
         let tally = &self.tally;
-        let world = self.world();
         let touched = tally.touched.get();
         let [shared, sharing, zero] =
             [&tally.shared, &tally.sharing, &tally.zero].map(|counter| counter.get());
-        let unshared = world.pages_unshared();
+        // Relaxed: counters, nothing is ordered by them.
+        let unshared = self.unshared.iter().map(|counter| counter.load(Ordering::Relaxed)).sum();
         Counters {
             pages_shared: shared,
             pages_sharing: sharing,
@@ -574,10 +582,20 @@ impl Core {
             stable_nodes_queued: self.forest.queued_len() as u64,
             stable_nodes_replaced: self.shards.iter().map(|shard| shard.replaced.get()).sum(),
             epoch_lag: self.forest.epoch_lag(),
-            metadata_bytes: world.metadata_bytes()
+            metadata_bytes: self.world_bytes()
                 + self.forest.metadata_bytes()
                 + self.frames.metadata_bytes(),
         }
+    }
+
+    /// What the world takes, or where it is being changed, took before.
+    fn world_bytes(&self) -> u64 {
+        if let Some(world) = self.world.try_read() {
+            // Relaxed: a figure, nothing is ordered by it.
+            self.world_bytes.store(world.metadata_bytes(), Ordering::Relaxed);
+        }
+        // Relaxed: as above.
+        self.world_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stage_times(&self) -> StageTimes {

@@ -469,6 +469,11 @@ impl Inner {
         if core.knobs.get(knob) == value {
             return Ok(());
         }
+        // Known without waiting for the world, which is being unmerged, perhaps (S5.2).
+        let shared = core.tally.shared.get();
+        if shared > 0 {
+            return Err(KnobError::Busy { knob, shared });
+        }
         let reader = core.forest.register();
         let world = core.world_mut();
         late::collect(core, &world, &reader);

@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use numerge_stable_tree::sync::AtomicU64;
 use numerge_stable_tree::{
     PageId, PageState, PageTable, Record, Records, Slot, TreeId, UnstableTree,
 };
@@ -108,8 +109,9 @@ impl World {
         &self.unstable[usize::from(tree.0)]
     }
 
-    pub(crate) fn pages_unshared(&self) -> u64 {
-        self.unstable.iter().map(UnstableTree::pages).sum()
+    /// What the unstable trees count their pages with.
+    pub(crate) fn unshared_counters(&self) -> Vec<Arc<AtomicU64>> {
+        self.unstable.iter().map(UnstableTree::counter).collect()
     }
 
     /// Takes an unshared page out of the unstable tree it is in; it is unread then. False if a

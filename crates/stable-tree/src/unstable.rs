@@ -9,6 +9,7 @@
 //! its own lock (`head`).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::head::{self, EMPTY, Locked};
 use crate::record::{Link, PageState, Records, ShortFingerprint};
@@ -24,7 +25,7 @@ const LEAST_BUCKETS: usize = 8;
 #[derive(Debug)]
 pub struct UnstableTree {
     buckets: Box<[AtomicU64]>,
-    pages: AtomicU64,
+    pages: Arc<AtomicU64>,
 }
 
 impl Default for UnstableTree {
@@ -39,13 +40,18 @@ fn bucket_array(buckets: usize) -> Box<[AtomicU64]> {
 
 impl UnstableTree {
     fn with_buckets(buckets: usize) -> Self {
-        Self { buckets: bucket_array(buckets), pages: AtomicU64::new(0) }
+        Self { buckets: bucket_array(buckets), pages: Arc::new(AtomicU64::new(0)) }
     }
 
     /// Candidates without a partner (`pages_unshared`).
     pub fn pages(&self) -> u64 {
         // Relaxed: a counter.
         self.pages.load(Ordering::Relaxed)
+    }
+
+    /// What [`Self::pages`] counts with, for who wants to know while the tree is being changed.
+    pub fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.pages)
     }
 
     /// Where the table is.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use numerge_engine::Knob;
 use numerge_engine::machine::{Memory, Vpn};
+use numerge_engine::{Counters, Knob, KnobError};
 
 use crate::bed::NIDS;
 use crate::script::{After, Before, Call, scripted};
@@ -216,5 +216,36 @@ fn s3_2_a_page_that_waits_when_a_frame_with_its_content_comes_is_looked_at_again
     (0..2).for_each(|_| two.scan(0));
     assert!(is_one_frame(&two, [8, 107, 108]), "{:?}", two.engine.counters());
     two.check();
+    two.end();
+}
+
+#[test]
+fn s5_2_counters_and_knobs_answer_while_pages_are_being_unmerged() {
+    let two = Two::new();
+    [5, 6].iter().for_each(|page| two.write(*page, 50));
+    (0..3).for_each(|_| two.scan(0));
+    let before = two.engine.counters();
+    let (tell, told) = std::sync::mpsc::channel();
+    let (answer, answered) = std::sync::mpsc::channel();
+    let asked = Arc::clone(&two.engine);
+    two.memory.on(Before, Call::Unmerge, 5, move || {
+        // Another thread, so that one that has to wait is seen and not a deadlock.
+        std::thread::spawn(move || {
+            let counters = asked.counters();
+            asked.set(Knob::SleepMillisecs, 7).unwrap();
+            let _ = answer.send((counters, asked.set(Knob::MaxPageSharing, 9)));
+        });
+        tell.send(answered.recv_timeout(Duration::from_secs(60))).unwrap();
+    });
+    two.engine.set(Knob::Run, 2).unwrap();
+    let (counters, limit) = told.recv().unwrap().expect("an answer while pages are being unmerged");
+    let figures = |counters: &Counters| {
+        (counters.pages_shared, counters.pages_sharing, counters.pages_unshared)
+    };
+    assert_eq!(figures(&counters), figures(&before));
+    assert_eq!((before.pages_shared, before.pages_sharing), (1, 1));
+    assert_eq!(counters.metadata_bytes, before.metadata_bytes);
+    assert!(matches!(limit, Err(KnobError::Busy { shared: 1, .. })), "{limit:?}");
+    assert_eq!(two.engine.knob(Knob::SleepMillisecs), 7);
     two.end();
 }
