@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use numerge_engine::machine::Vpn;
 
@@ -17,6 +17,8 @@ use crate::num::{PAGE_SHIFT, address};
 const PROCMAP_QUERY: u64 = 3 << 30 | (size_of::<Query>() as u64) << 16 | (b'f' as u64) << 8 | 17;
 /// The mapping at an address, or else the next.
 const COVERING_OR_NEXT: u64 = 0x10;
+/// Only mappings with MAP_SHARED, of files.
+const SHARED_FILES: u64 = 0x08 | 0x20;
 /// Readable, writable, executable, with the same bits as in mmap(2).
 const PROTECTION: u64 = 0x7;
 
@@ -59,22 +61,9 @@ fn ask(maps: &File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
     let mut found = Vec::new();
     let mut at = pages.start;
     while at < pages.end {
-        let mut query = Query {
-            size: size_of::<Query>() as u64,
-            query_flags: COVERING_OR_NEXT,
-            query_addr: address(at),
-            ..Query::default()
+        let Some(query) = query(maps.as_fd(), COVERING_OR_NEXT, address(at), &mut [])? else {
+            break;
         };
-        // SAFETY: the structure is the kernel's, which writes to no more than that.
-        let result =
-            unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, std::ptr::from_mut(&mut query)) };
-        if result != 0 {
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() == Some(libc::ENOENT) {
-                break;
-            }
-            return Err(error);
-        }
         let part = clipped(query.vma_start..query.vma_end, &(at..pages.end));
         if part.is_empty() {
             break;
@@ -86,7 +75,60 @@ fn ask(maps: &File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
     Ok(found)
 }
 
-/// The same on older kernels.
+/// None if there is no such mapping. Allocates nothing.
+fn query(
+    maps: BorrowedFd<'_>,
+    query_flags: u64,
+    query_addr: u64,
+    name: &mut [u8],
+) -> io::Result<Option<Query>> {
+    let mut query = Query {
+        size: size_of::<Query>() as u64,
+        query_flags,
+        query_addr,
+        vma_name_size: u32::try_from(name.len()).unwrap_or(u32::MAX),
+        vma_name_addr: if name.is_empty() {
+            0
+        } else {
+            name.as_mut_ptr().expose_provenance() as u64
+        },
+        ..Query::default()
+    };
+    // SAFETY: the structure is the kernel's, which writes to no more than that and to the name, as far as
+    // its length says.
+    let result =
+        unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, std::ptr::from_mut(&mut query)) };
+    if result == 0 {
+        return Ok(Some(query));
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ENOENT) { Ok(None) } else { Err(error) }
+}
+
+/// Passes the name of the file of each mapping with MAP_SHARED to `each`, as /proc/PID/maps has it, in
+/// ascending order, while that says so. Allocates nothing.
+///
+/// # Errors
+/// That of the kernel: one before 6.11 has ENOTTY for it. ENAMETOOLONG if a file has no path of at most 4095
+/// bytes.
+pub(crate) fn shared_files(
+    maps: BorrowedFd<'_>,
+    mut each: impl FnMut(&[u8]) -> bool,
+) -> io::Result<()> {
+    let mut name = [0; 4096];
+    let mut at = 0;
+    while let Some(found) = query(maps, COVERING_OR_NEXT | SHARED_FILES, at, &mut name)? {
+        // It counts the zero at the end.
+        let length = usize::try_from(found.vma_name_size).unwrap_or(0);
+        if found.vma_end <= at || !each(name.get(..length.saturating_sub(1)).unwrap_or_default()) {
+            break;
+        }
+        at = found.vma_end;
+    }
+    Ok(())
+}
+
+/// What `ask` does, on older kernels.
 fn read(maps: File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
     let mut found = Vec::new();
     for line in BufReader::with_capacity(1 << 16, maps).lines() {

@@ -8,7 +8,8 @@
 //!
 //! Looked through is every table of files that a thread of this process has, but the calling thread's own:
 //! a program's threads may have some of theirs, and an io_uring may be in none. What that has pinned for
-//! long is counted by the kernel.
+//! long is counted by the kernel. And looked through is what is mapped: the rings of an io_uring and of what
+//! io_setup(2) makes are, and a device may be that was closed.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -17,6 +18,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
+
+use crate::lookup;
 
 /// Devices that never pin a page.
 const HARMLESS_DEVICES: [&str; 10] = [
@@ -104,7 +107,55 @@ fn look() -> Option<Pins> {
         return None;
     }
     let others = other_tables(&mut looked_at)?;
-    Some(pinned.max(first).max(others))
+    Some(pinned.max(first).max(others).max(mapped()?))
+}
+
+/// The worst of what is mapped with MAP_SHARED, as rings and devices are; it need not be open any more. None
+/// if that can't be told.
+fn mapped() -> Option<Pins> {
+    let maps = open(c"/proc/thread-self/maps")?;
+    let (mut worst, mut seen) = (Pins::None, 0);
+    let each = |name: &[u8]| {
+        worst = worst.max(pins_of_mapped(name));
+        seen += 1;
+        seen <= FILES && worst != Pins::ByDevices
+    };
+    match lookup::shared_files(maps.as_fd(), each) {
+        Ok(()) => (seen <= FILES).then_some(worst),
+        // Before Linux 6.11 all mappings would have to be read, of which there may be tens of thousands.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => asynchronous_reads(),
+        Err(_) => None,
+    }
+}
+
+/// Whether anybody on this machine has what io_setup(2) makes. None if that can't be told.
+fn asynchronous_reads() -> Option<Pins> {
+    let mut text = [0; 2];
+    rustix::io::read(&open(c"/proc/sys/fs/aio-nr")?, &mut text).ok()?;
+    Some(if text == *b"0\n" { Pins::None } else { Pins::ByFiles })
+}
+
+fn pins_of_mapped(name: &[u8]) -> Pins {
+    // How /proc says that no directory has it any more.
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    if name == b"/[aio]" {
+        return Pins::ByFiles;
+    }
+    if let Some(kind) = name.strip_prefix(b"anon_inode:") {
+        return pins_of_kind(kind);
+    }
+    let is_device = name.starts_with(b"/dev/") && !name.starts_with(b"/dev/shm/");
+    let harmless = !is_device || HARMLESS_DEVICES.iter().any(|known| known.as_bytes() == name);
+    if harmless && !name.starts_with(b"socket:") { Pins::None } else { Pins::ByDevices }
+}
+
+fn pins_of_kind(kind: &[u8]) -> Pins {
+    match kind {
+        b"[io_uring]" => Pins::ByFiles,
+        _ if kind == b"kvm-vm" || kind.starts_with(b"kvm-vcpu") => kvm(),
+        _ if HARMLESS_KINDS.iter().any(|known| known.as_bytes() == kind) => Pins::None,
+        _ => Pins::ByDevices,
+    }
 }
 
 fn open(path: &CStr) -> Option<OwnedFd> {
@@ -233,11 +284,7 @@ struct ProcessFile<'a> {
 fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
     let harmless = |is: bool| if is { Pins::None } else { Pins::ByDevices };
     if let Some(kind) = target.strip_prefix(b"anon_inode:") {
-        return match kind {
-            b"[io_uring]" => Pins::ByFiles,
-            _ if kind == b"kvm-vm" || kind.starts_with(b"kvm-vcpu") => kvm(),
-            _ => harmless(HARMLESS_KINDS.iter().any(|known| known.as_bytes() == kind)),
-        };
+        return pins_of_kind(kind);
     }
     if target.starts_with(b"pipe:") {
         return Pins::None;
@@ -390,6 +437,8 @@ struct Info {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -416,5 +465,33 @@ mod tests {
             assert_eq!(pins_of(unknown), Pins::ByDevices, "{unknown}");
         }
         assert_eq!(pins_of("anon_inode:[io_uring]"), Pins::ByFiles);
+    }
+
+    #[test]
+    fn what_is_mapped_and_closed_is_found() {
+        assert_eq!(mapped(), Some(Pins::None));
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: gives a number.
+        let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
+        assert_eq!(made, 0, "{}", io::Error::last_os_error());
+        assert_eq!(asynchronous_reads(), Some(Pins::ByFiles));
+        assert_eq!(mapped(), Some(Pins::ByFiles));
+        assert!(possible() >= Pins::ByFiles);
+        // SAFETY: the one made here.
+        let ended = unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+        assert_eq!(ended, 0);
+        assert_eq!(mapped(), Some(Pins::None));
+        for (name, pins) in [
+            ("/dev/zero (deleted)", Pins::None),
+            ("/dev/shm/a", Pins::None),
+            ("/memfd:numerge-frames (deleted)", Pins::None),
+            ("/usr/lib/libc.so.6", Pins::None),
+            ("anon_inode:[io_uring]", Pins::ByFiles),
+            ("anon_inode:[perf_event]", Pins::None),
+            ("/dev/infiniband/uverbs0", Pins::ByDevices),
+            ("socket:[7]", Pins::ByDevices),
+        ] {
+            assert_eq!(pins_of_mapped(name.as_bytes()), pins, "{name}");
+        }
     }
 }
