@@ -183,7 +183,7 @@ impl Answers for Answering {
                 None => unknown(&name),
             },
             Request::Set { knob: name, value } => match Knob::from_name(&name) {
-                Some(knob) => match server.set(knob, value) {
+                Some(knob) => match server.set_patiently(knob, value) {
                     Ok(()) => Answer::Value(server.knob(knob)),
                     Err(error) => Answer::error(errno(&error), error),
                 },

@@ -146,8 +146,8 @@ impl Server {
         self.host.set(knob, value, 1)
     }
 
-    /// The same for who does not try again where a client is silent, as a program on a busy machine may be
-    /// for longer than there is patience: that is tried some times more.
+    /// The same for people and scripts, who don't try again: a client that is silent, as a program on a busy
+    /// machine may be for longer than there is patience, is asked some times more.
     ///
     /// # Errors
     /// As [`Server::set`].
