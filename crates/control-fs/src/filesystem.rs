@@ -1,7 +1,7 @@
 //! The file system as `fuser` wants it.
 //!
-//! Whatever asks the source is done by a thread of its own, so that a write which takes long holds up
-//! nothing else.
+//! What is written, and what is asked of nodes, is done by a thread of its own, so that what takes long
+//! holds up nothing else. Counters and knobs never take long.
 //!
 //! **Inode numbers.** The kernel lets nobody truncate a file, as a shell's `>` does first of all, while
 //! a write to it is under way. For a write to `run` that unmerges, that could be long, and it is to be
@@ -236,9 +236,13 @@ impl Filesystem for ControlFilesystem {
         let Some(begun) = self.inner.handles.begun(handle.0) else {
             return reply.error(Errno::EBADF);
         };
-        aside(&self.inner, move |inner| {
+        let answer = move |inner: &Inner| {
             reply.data(&bytes(&begun, offset, size, || inner.file(ino).read(&*inner.source)));
-        });
+        };
+        match self.inner.file(ino).kind {
+            Kind::OfNode(..) => aside(&self.inner, answer),
+            Kind::Counter(_) | Kind::Knob(_) | Kind::Directory(_) => answer(&self.inner),
+        }
     }
 
     fn write(

@@ -85,15 +85,20 @@ impl ControlFs {
             failed(call)(errno.into())
         })?;
         // From here on dropping unmounts.
-        let (relay, far) =
-            Relay::start(device, Arc::clone(&writes)).map_err(failed("start a thread"))?;
+        let filesystem = ControlFilesystem::new(source, Arc::clone(&writes));
+        // A thread of its own, whose turns all threads get that come from it: somebody waits for them, on
+        // machines that are busy unmerging, say (S5.2).
+        let starter = std::thread::Builder::new().name("control-fs".into()).spawn(move || {
+            numerge_topology::take_short_turns();
+            let (relay, far) = Relay::start(device, writes)?;
+            let config = fuser::Config::default();
+            let session = fuser::Session::from_fd(filesystem, far, fuser::SessionACL::All, config);
+            Ok((relay, session.and_then(fuser::Session::spawn)))
+        });
+        let started = starter.and_then(|starter| starter.join().unwrap_or_else(panicked));
+        let (relay, session) = started.map_err(failed("start a thread"))?;
         files.relay = Some(relay);
-        let filesystem = ControlFilesystem::new(source, writes);
-        let config = fuser::Config::default();
-        let session = fuser::Session::from_fd(filesystem, far, fuser::SessionACL::All, config);
-        let session =
-            session.and_then(fuser::Session::spawn).map_err(failed("greet the kernel"))?;
-        files.session = Some(session);
+        files.session = Some(session.map_err(failed("greet the kernel"))?);
         Ok(files)
     }
 
@@ -123,6 +128,10 @@ impl Drop for ControlFs {
             let _ = session.join();
         }
     }
+}
+
+fn panicked<T>(_: Box<dyn std::any::Any + Send>) -> io::Result<T> {
+    Err(io::Error::other("it panicked"))
 }
 
 /// Takes away what processes that are gone have left mounted.

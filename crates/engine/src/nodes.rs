@@ -192,6 +192,9 @@ fn count_frames(core: &Core, contents: &[Content], reports: &mut [NodeReport]) {
 }
 
 fn remote_sharers(core: &Core, kpfn: Kpfn, node: usize) -> u64 {
+    if core.shards.len() == 1 {
+        return 0;
+    }
     let world = core.world();
     let mut pages: Vec<PageId> = Vec::new();
     if let Some(head) = core.forest.rmap_head(kpfn) {

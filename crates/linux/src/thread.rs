@@ -127,28 +127,11 @@ extern "C" fn begin(argument: *mut c_void) -> *mut c_void {
     let start = unsafe { Box::from_raw(argument.cast::<Start>()) };
     // SAFETY: a string that lives as long as the call; of a longer name the kernel takes the beginning.
     unsafe { libc::prctl(libc::PR_SET_NAME, start.name.as_ptr()) };
-    take_short_turns();
+    // A page that this thread has frozen when its turn is over stays frozen until the next.
+    numerge_topology::take_short_turns();
     // A panic has been told by then, and ends this thread only.
     let _ = catch_unwind(AssertUnwindSafe(start.run));
     std::ptr::null_mut()
-}
-
-/// Asks the scheduler for short turns on the CPU, but soon ones: a page that this thread has frozen when its
-/// turn is over stays frozen until the next. (Linux 6.12; else nothing changes.)
-fn take_short_turns() {
-    /// The shortest that the kernel takes; from sched_setattr(2).
-    const TURN_NANOSECONDS: u64 = 100_000;
-    // struct sched_attr of include/uapi/linux/sched/types.h: size and policy; flags; nice and priority;
-    // then the turn, two more times and a clamp.
-    let mut attributes = [0_u64; 7];
-    let bytes = size_of_val(&attributes);
-    // SAFETY: the kernel writes no more than so many bytes, and reads as many as it has said to be there.
-    unsafe {
-        if libc::syscall(libc::SYS_sched_getattr, 0, attributes.as_mut_ptr(), bytes, 0) == 0 {
-            attributes[3] = TURN_NANOSECONDS;
-            libc::syscall(libc::SYS_sched_setattr, 0, attributes.as_ptr(), 0);
-        }
-    }
 }
 
 /// What the C library puts on a stack itself: the thread-local storage of all that is loaded.

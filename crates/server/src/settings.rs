@@ -16,6 +16,9 @@ use crate::memory::Answers;
 /// Times that unmerging all is tried when clients had not answered yet. Each time some of it gets done.
 const UNMERGE_TRIES: u32 = 1 << 20;
 
+/// How often unmerging may get nowhere: nothing was unmerged, and nobody has answered.
+const VAIN_TRIES: u32 = 3;
+
 /// A knob that is being set.
 #[derive(Clone, Copy)]
 struct Turn {
@@ -99,9 +102,10 @@ impl Host {
 
     /// Sets a knob of one domain. The engine waits for no client that does not answer at once, so that it
     /// can't unmerge those that are busy; they are waited for here, where nobody else waits, and asked
-    /// again for as long as one of them gets on.
+    /// again for as long as some of it gets done: on a busy machine each time some answers are late.
     fn set_in(&self, domain: &Arc<Domain>, turn: Turn) -> Result<(), KnobError> {
         let mut silent = BTreeSet::new();
+        let (mut least, mut vain) = (u64::MAX, 0);
         for _ in 0..UNMERGE_TRIES {
             match domain.engine().set(turn.knob, turn.value) {
                 Err(error) if is_silence(&error) => {}
@@ -109,9 +113,11 @@ impl Host {
             }
             let mut clients = self.all_clients();
             clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-            let pages_left = domain.engine().counters().pages_sharing;
-            tracing::debug!(domain = %domain.id(), pages_left, "unmerging: waits for answers");
-            let mut gets_on = false;
+            let counters = domain.engine().counters();
+            let left = counters.pages_shared + counters.pages_sharing + counters.ksm_zero_pages;
+            tracing::debug!(domain = %domain.id(), pages = left, "unmerging: waits for answers");
+            let mut gets_on = left < least;
+            least = least.min(left);
             for client in clients {
                 // Once is enough for all of this.
                 if silent.contains(&client.pid) {
@@ -129,7 +135,8 @@ impl Host {
             if !self.is_last(turn) {
                 return Err(KnobError::Unmerge(UnmergeError::Interrupted));
             }
-            if !gets_on {
+            vain = if gets_on { 0 } else { vain + 1 };
+            if vain == VAIN_TRIES {
                 break;
             }
         }

@@ -23,6 +23,7 @@ mod node;
 mod online;
 mod pages;
 mod topology;
+mod turns;
 
 pub use affinity::AllowedCpus;
 pub use error::TopologyError;
@@ -30,3 +31,4 @@ pub use node::{Nid, Node};
 pub use online::{allowed_memory_nodes, online_nodes};
 pub use pages::{move_pages, nodes_of_pages, nodes_of_process_pages};
 pub use topology::Topology;
+pub use turns::take_short_turns;
