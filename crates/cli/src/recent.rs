@@ -1,9 +1,9 @@
 //! Node reports for who must not wait: they take as long as there are frames.
 //!
-//! Each reader has one made, if none is being made, and waits a little for it; where that is not enough, it
-//! gets the last there was. So where there is little to look through, what is read is of this moment,
-//! and where there is much, of the last look through it; and that does not begin anew before twenty times as
-//! long has gone by as it took, or readers alone would keep a CPU busy.
+//! Each reader has one made, if none is being made, and waits a little for it; where that is not enough, or
+//! was not the last time, it gets the last there was. So where there is little to look through, what is read
+//! is of this moment, and where there is much, of the last look through it; and that does not begin anew
+//! before twenty times as long has gone by as it took, or readers alone would keep a CPU busy.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use numerge::NodeReport;
 use parking_lot::{Condvar, Mutex};
 
 /// How long a reader waits: all control files answer within 10 ms (S5.2).
-const PATIENCE: Duration = Duration::from_millis(4);
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// The share of one CPU's time that reports take.
 const SHARE: u32 = 20;
@@ -20,7 +20,7 @@ const SHARE: u32 = 20;
 #[derive(Default)]
 struct State {
     last: Option<Vec<NodeReport>>,
-    /// Before that, it is not made anew.
+    /// Before that, it is not made anew. None if that took little time.
     next: Option<Instant>,
     /// Those that were made.
     made: u64,
@@ -61,7 +61,8 @@ impl Recent {
         while state.is_making && state.made == before {
             if state.last.is_none() {
                 self.is_made.wait(&mut state);
-            } else if self.is_made.wait_until(&mut state, until).timed_out() {
+            } else if state.next.is_some() || self.is_made.wait_until(&mut state, until).timed_out()
+            {
                 break;
             }
         }
