@@ -35,7 +35,10 @@ const PAGE: usize = 4096;
 /// Threads at one time. What comes then waits for its turn.
 const THREADS: usize = 64;
 
-/// How long the kernel may keep what it was told about files.
+/// How long the kernel may keep what it was told about files, which does not change: each question less is
+/// one less to wait for on a busy machine.
+const LONG: Duration = Duration::from_secs(3600);
+/// And which inode `run` is, which does.
 const NEVER: Duration = Duration::ZERO;
 
 pub(crate) struct ControlFilesystem {
@@ -82,13 +85,12 @@ impl Inner {
         self.files.get(self.number(ino)).expect("every inode is a file's")
     }
 
+    fn is_run(&self, number: usize) -> bool {
+        self.files.get(number).is_some_and(|file| matches!(file.kind, Kind::Knob(Knob::Run)))
+    }
+
     fn ino(&self, number: usize) -> INodeNo {
-        let is_run = |file: &File| matches!(file.kind, Kind::Knob(Knob::Run));
-        let changed = if self.files.get(number).is_some_and(is_run) {
-            self.unmerged.load(Ordering::SeqCst)
-        } else {
-            0
-        };
+        let changed = if self.is_run(number) { self.unmerged.load(Ordering::SeqCst) } else { 0 };
         INodeNo(1 + number as u64 + changed * self.files.len() as u64)
     }
 
@@ -169,14 +171,15 @@ impl Filesystem for ControlFilesystem {
         let found = name.to_str().and_then(|name| inner.files.find(inner.number(parent), name));
         match found {
             Some(number) => {
-                reply.entry(&NEVER, &inner.attributes(inner.ino(number)), Generation(0));
+                let kept = if inner.is_run(number) { NEVER } else { LONG };
+                reply.entry(&kept, &inner.attributes(inner.ino(number)), Generation(0));
             }
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&NEVER, &self.inner.attributes(ino));
+        reply.attr(&LONG, &self.inner.attributes(ino));
     }
 
     /// Times and sizes are what they are, and setting them is no error, as for the kernel's files.
@@ -201,7 +204,7 @@ impl Filesystem for ControlFilesystem {
         if mode.is_some() || uid.is_some() || gid.is_some() {
             reply.error(Errno::EPERM);
         } else {
-            reply.attr(&NEVER, &self.inner.attributes(ino));
+            reply.attr(&LONG, &self.inner.attributes(ino));
         }
     }
 
@@ -265,8 +268,9 @@ impl Filesystem for ControlFilesystem {
         });
     }
 
+    /// Says that there is nothing to do for anybody who closes a file, and is not asked again.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        reply.error(Errno::ENOSYS);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,32 @@ fn unmerge(files: &Path) -> JoinHandle<std::io::Result<()>> {
     std::thread::spawn(move || fs::write(run, "2\n"))
 }
 
+/// A thread that gives back what it is given: how long that takes is what this machine, as busy as it is, takes
+/// for an answer of anybody's.
+fn echo() -> (Sender<()>, Receiver<()>) {
+    let (ask, asked) = channel();
+    let (answer, answered) = channel();
+    std::thread::spawn(move || {
+        numerge_topology::take_short_turns();
+        while let Ok(()) = asked.recv()
+            && answer.send(()).is_ok()
+        {}
+    });
+    (ask, answered)
+}
+
+/// The median of some times, how many are over 10 ms, and the longest.
+fn figures(times: &mut [Duration]) -> String {
+    times.sort_unstable();
+    let long = times.iter().filter(|time| **time > Duration::from_millis(10)).count();
+    let [median, longest] = [times.len() / 2, times.len().saturating_sub(1)]
+        .map(|place| times.get(place).copied().unwrap_or_default());
+    format!(
+        "{} answers, the median {median:?}, {long} over 10 ms, the slowest {longest:?}",
+        times.len()
+    )
+}
+
 /// Unmerges all, and gives how often all other files answered meanwhile.
 fn unmerge_and_ask(place: &Path, others: &[PathBuf]) -> u32 {
     // How long an answer takes is asked, not how long the asker waits for a CPU afterwards.
@@ -68,27 +95,28 @@ fn unmerge_and_ask(place: &Path, others: &[PathBuf]) -> u32 {
     let writer = unmerge(place);
     until("it has begun", || counter(place, "run") == 2 || writer.is_finished());
     let mut rounds = 0;
-    let mut answers = Vec::new();
+    let (mut answers, mut echoes) = (Vec::new(), Vec::new());
+    let (ask, answered) = echo();
     while !writer.is_finished() {
         for file in others {
             let asked = Instant::now();
             fs::read(file).unwrap();
-            answers.push((asked.elapsed(), file));
+            answers.push(asked.elapsed());
+            let asked = Instant::now();
+            ask.send(()).unwrap();
+            answered.recv().unwrap();
+            echoes.push(asked.elapsed());
         }
         fs::write(place.join("sleep_millisecs"), "1\n").unwrap();
         rounds += u32::from(!writer.is_finished());
     }
     writer.join().unwrap().unwrap_or_else(|error| panic!("run=2: {error}"));
     let took = began.elapsed();
-    answers.sort_unstable();
     println!(
-        "run=2 over {} MiB: {took:?}; meanwhile {} answers, the median {:?}, {} over 10 ms, the slowest {:?} ({:?})",
+        "run=2 over {} MiB: {took:?}; meanwhile files gave {}; a thread of the asker's {}",
         mib(),
-        answers.len(),
-        answers.get(answers.len() / 2).map(|answer| answer.0),
-        answers.iter().filter(|answer| answer.0 > Duration::from_millis(10)).count(),
-        answers.last().map(|answer| answer.0),
-        answers.last().and_then(|answer| answer.1.file_name()),
+        figures(&mut answers),
+        figures(&mut echoes),
     );
     rounds
 }
