@@ -24,8 +24,9 @@ use crate::domain::Domain;
 use crate::host::Host;
 use crate::memory::Answers;
 
-/// Between looks at whether there is something to scan.
+/// Between looks at whether there is something to scan: at first, and where there was nothing for long.
 const IDLE: Duration = Duration::from_millis(5);
+const LONG_IDLE: Duration = Duration::from_millis(100);
 /// Between looks at what can't be waited for.
 const SOON: Duration = Duration::from_millis(1);
 /// How long clients may take until all that they said is carried out.
@@ -69,12 +70,16 @@ impl Scans {
 impl Host {
     /// Counts full scans until the server stops.
     pub(crate) fn count_scans(&self) {
+        let mut idle = IDLE;
         while !self.waits_to_stop(Duration::ZERO) {
             let epoch = self.scans.epoch.load(Ordering::SeqCst);
             if self.is_scanning() && self.full_scan() {
                 self.scans.count(epoch);
-            } else if self.waits_to_stop(IDLE) {
+                idle = IDLE;
+            } else if self.waits_to_stop(idle) {
                 return;
+            } else {
+                idle = LONG_IDLE.min(idle * 2);
             }
         }
     }
