@@ -72,13 +72,15 @@ pub(crate) struct Core {
     errors: Mutex<Vec<MemoryError>>,
 }
 
-/// What may be done across nodes.
+/// What the engine's owner has chosen for good.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     /// Threads of a node with nothing to do look at pages of others.
     pub(crate) help_other_nodes: bool,
     /// Frames that were moved off their tree's node are moved back.
     pub(crate) move_frames_back: bool,
+    /// The advisor takes visits of all pages for full scans.
+    pub(crate) advise_by_visits: bool,
 }
 
 /// How far the shards are in the full scan that is under way.
@@ -508,7 +510,9 @@ impl Core {
             passes.ended.fill(false);
             self.tally.full_scans.add(1);
             self.scanned.notify_all();
-            self.advise();
+            if self.policy.advise_by_visits {
+                self.advise();
+            }
         }
     }
 

@@ -45,6 +45,9 @@ pub struct EngineOptions {
     /// Whether frames that the operating system moved to another node than their tree's
     /// (`merge_across_nodes=0`) are moved back, rather than placed in the tree of where they are.
     pub move_frames_back: bool,
+    /// Whether, for the advisor, a full scan is over with each visit of every page; otherwise when
+    /// [`Engine::full_scan_is_over`] says so, for owners that count full scans in another way.
+    pub advise_by_visits: bool,
 }
 
 impl Default for EngineOptions {
@@ -57,6 +60,7 @@ impl Default for EngineOptions {
             background: true,
             help_other_nodes: false,
             move_frames_back: false,
+            advise_by_visits: true,
         }
     }
 }
@@ -139,6 +143,7 @@ impl Engine {
             background,
             help_other_nodes,
             move_frames_back,
+            advise_by_visits,
         } = options;
         if threads_per_node.is_some_and(|threads| !(1..=1024).contains(&threads)) {
             let value = threads_per_node.unwrap_or(0) as u64;
@@ -173,7 +178,7 @@ impl Engine {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let prints = Fingerprinter::new(fingerprint_bits).map_err(EngineError::Secret)?;
-        let policy = Policy { help_other_nodes, move_frames_back };
+        let policy = Policy { help_other_nodes, move_frames_back, advise_by_visits };
         let core = Core::new(Parts {
             prints,
             frames,
@@ -249,6 +254,11 @@ impl Engine {
     /// Waits until more than `since` full scans are over, but no longer than `most`.
     pub fn wait_for_full_scan(&self, since: u64, most: Duration) {
         self.inner.core.wait_for_full_scan(since, most);
+    }
+
+    /// Tells the advisor that what its owner counts as a full scan is over.
+    pub fn full_scan_is_over(&self) {
+        self.inner.core.advise();
     }
 
     /// Where the time went.

@@ -87,6 +87,8 @@ impl Domain {
         let pools = Arc::new(FramePools::new(Arc::clone(topology))?);
         let frames: Arc<dyn Frames> = pools.clone();
         let nodes: Arc<dyn Nodes> = Arc::new(Machine::new(Arc::clone(topology)));
+        // Full scans are counted from outside: see `scans`.
+        let options = EngineOptions { advise_by_visits: false, ..options };
         let engine = Engine::new(frames, nodes, options)?;
         Ok(Self { id, engine, pools })
     }

@@ -93,8 +93,9 @@ impl Host {
         self.hear_all();
         let domains = self.all_domains();
         let began = Instant::now();
-        let scanned = domains.iter().filter(|domain| self.scan(domain, began)).count();
-        scanned > 0 && self.is_scanning()
+        let scanned: Vec<_> = domains.iter().filter(|domain| self.scan(domain, began)).collect();
+        scanned.iter().for_each(|domain| domain.engine().full_scan_is_over());
+        !scanned.is_empty() && self.is_scanning()
     }
 
     /// Waits until all that the clients have said by now is carried out.

@@ -91,6 +91,20 @@ fn s5_4_the_advisor_has_pages_to_scan_for_itself() {
 }
 
 #[test]
+fn s5_4_the_advisor_takes_its_owners_word_for_full_scans() {
+    let options =
+        EngineOptions { background: false, advise_by_visits: false, ..EngineOptions::default() };
+    let bed = Bed::with(1, 10, options);
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 600).unwrap();
+    bed.engine.set(Knob::AdvisorMode, ADVISOR_SCAN_TIME).unwrap();
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 500).unwrap();
+    bed.scan(20);
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 600);
+    (0..3).for_each(|_| bed.engine.full_scan_is_over());
+    assert_eq!(bed.engine.knob(Knob::PagesToScan), 500);
+}
+
+#[test]
 fn s5_2_unmerging_blocks_nothing_and_can_be_interrupted() {
     let pages = 200_000;
     let bed = Bed::with(1, pages, EngineOptions::default());
