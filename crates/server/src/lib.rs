@@ -33,7 +33,6 @@ mod rejection;
 mod scans;
 mod server;
 mod settings;
-mod signals;
 mod worker;
 
 pub use domain::{Domain, DomainId};

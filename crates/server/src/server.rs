@@ -14,7 +14,6 @@ use crate::accept::accept_all;
 use crate::domain::{Domain, DomainId};
 use crate::host::Host;
 use crate::options::Options;
-use crate::signals;
 
 /// How long clients have to leave once the server ends.
 const LEAVE_WAIT: Duration = Duration::from_secs(10);
@@ -84,7 +83,7 @@ impl Server {
         let host = Arc::new(host);
         let mut server = Self { host, threads: Vec::new() };
         // All threads of the server come from these, and have their signals blocked too.
-        let _blocked = signals::block();
+        let _quiet = numerge_linux::Quiet::begin();
         let accept = Arc::clone(&server.host);
         server.start("numerge-accept", move || accept_all(&accept, &listener))?;
         let settle = Arc::clone(&server.host);
