@@ -70,6 +70,12 @@ struct numerge_status {
  */
 int numerge_status(struct numerge_status *status, size_t bytes);
 
+/*
+ * Called by the program's first thread before it ends by pthread_exit(3) while others live on: the process then
+ * ends with the last of them. The agent's own threads would keep it.
+ */
+void numerge_keep_until_last(void);
+
 /* What the last of these functions that failed on this thread had to say; "" if none has. */
 const char *numerge_error(void);
 

@@ -20,8 +20,8 @@ fn ends_well(command: &mut Command, engine: &Engine) {
     assert_eq!(counts.lies, 0, "{counts:?}");
 }
 
-/// The example in C, linked with one of the libraries and what that needs.
-fn compiled(library: &Path, with: &[&str]) -> PathBuf {
+/// A program in C, linked with one of the libraries and what that needs.
+fn compiled(source: &str, library: &Path, with: &[&str]) -> PathBuf {
     let agent = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = tempfile::NamedTempFile::new().unwrap().into_temp_path().keep().unwrap();
     let status = Command::new("cc")
@@ -29,12 +29,12 @@ fn compiled(library: &Path, with: &[&str]) -> PathBuf {
         .arg(&path)
         .arg("-I")
         .arg(agent.join("include"))
-        .arg(agent.join("examples/vmm.c"))
+        .arg(agent.join(source))
         .arg(library)
         .args(with)
         .status()
         .unwrap();
-    assert!(status.success(), "examples/vmm.c could not be compiled");
+    assert!(status.success(), "{source} could not be compiled");
     path
 }
 
@@ -62,12 +62,29 @@ fn s1_1_a_program_in_c() {
         ("libnumerge_client.a", &["-lhwloc", "-lnuma", "-lgcc_s", "-lm", "-ldl", "-lpthread"]),
     ] {
         let library = c_library(library);
-        let program = compiled(&library, with);
+        let program = compiled("examples/vmm.c", &library, with);
         let engine = Engine::new();
         let mut command = Command::new(&program);
         ends_well(command.env("LD_LIBRARY_PATH", library.parent().unwrap()), &engine);
         std::fs::remove_file(program).unwrap();
     }
+}
+
+#[test]
+fn a_program_in_c_ends_with_its_last_thread() {
+    if !can_merge() {
+        return;
+    }
+    let library = c_library("libnumerge_client.so");
+    let program = compiled("tests/programs/last.c", &library, &["-lpthread"]);
+    let engine = Engine::new();
+    let said = output(
+        Command::new(&program)
+            .arg(engine.socket())
+            .env("LD_LIBRARY_PATH", library.parent().unwrap()),
+    );
+    assert_eq!(said, "fine\n");
+    std::fs::remove_file(program).unwrap();
 }
 
 #[test]

@@ -226,6 +226,12 @@ pub unsafe extern "C" fn numerge_status(status: *mut Status, bytes: usize) -> c_
     })
 }
 
+/// As the header says.
+#[unsafe(no_mangle)]
+pub extern "C" fn numerge_keep_until_last() {
+    numerge_agent::keep_until_last();
+}
+
 /// # Safety
 /// As [`numerge_connect`].
 #[unsafe(no_mangle)]
