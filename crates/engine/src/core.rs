@@ -370,6 +370,7 @@ impl Core {
         let mut judged = judge(self, world, shard, looks);
         shard.set_busy(false);
         record_broken(self, world, reader, &judged.broken);
+        shard.broken.add(judged.broken.len() as u64);
         judged.candidates.sort_unstable();
         let found = find(self, world, reader, shard, &judged.candidates, Scope::Both);
         let found_at = Instant::now();

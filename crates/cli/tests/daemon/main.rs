@@ -7,6 +7,7 @@ mod endings;
 mod hostile;
 mod limits;
 mod metrics;
+mod status;
 mod systemd;
 mod unmerging;
 mod users;
