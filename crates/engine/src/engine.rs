@@ -9,7 +9,7 @@ use numerge_topology::Nid;
 
 use crate::clock::Clock;
 use crate::core::{Core, Parts, Policy};
-use crate::counters::{Counters, Progress, StageTimes};
+use crate::counters::{Counters, Progress, StageTimes, Work};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::knobs::{Knob, KnobError};
@@ -263,6 +263,12 @@ impl Engine {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.inner.core.progress()
+    }
+
+    /// What it has done, without what takes time to count.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.inner.core.work()
     }
 
     /// Waits until more than `since` full scans are over, but no longer than `most`.

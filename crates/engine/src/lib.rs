@@ -40,7 +40,7 @@ mod world;
 
 pub use clock::Clock;
 pub use core::RETRY_PASSES;
-pub use counters::{Counters, Progress, StageTimes};
+pub use counters::{Counters, Progress, StageTimes, Work};
 pub use engine::{Engine, EngineError, EngineOptions, ProgramHandle, RegionHandle, RegisterError};
 pub use knobs::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob, KnobError};
 pub use nodes::{NodeReport, PagesByNode, PoolReport};

@@ -118,6 +118,7 @@ pub(crate) fn record(
 }
 
 fn merged(core: &Core, world: &World, merge: &Merge) {
+    core.tally.merged.add(1);
     let Some(kpfn) = merge.kpfn else {
         world.program(merge.page).zero.add(1);
         world.record(merge.page).set(PageState::Zero);

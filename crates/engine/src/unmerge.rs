@@ -137,6 +137,7 @@ pub(crate) fn give_own_memory(
         }
         region.pending.add(index);
     }
+    core.tally.unmerged.add(merged.len() as u64);
     Ok(())
 }
 

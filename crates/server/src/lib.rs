@@ -24,6 +24,7 @@ mod client;
 mod domain;
 mod host;
 mod inbox;
+mod journal;
 mod link;
 mod mappings;
 mod memory;

@@ -36,11 +36,12 @@ enum AtEnd {
 enum Level {
     /// Why the daemon can't go on
     Error,
-    /// Clients that are turned away, or do not answer; what runs out
+    /// Clients that are turned away, or do not answer; what runs out, such as memory for frames
     Warn,
-    /// Beginning and end, clients that come and go, knobs that are set
+    /// Beginning and end, clients that come and go, knobs that are set, run=2 and its end, frames that
+    /// moved to other nodes
     Info,
-    /// How unmerging gets on
+    /// How merging, pruning of chains and unmerging get on, a line a second at most for each domain
     Debug,
 }
 

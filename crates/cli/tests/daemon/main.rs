@@ -6,6 +6,7 @@ mod bed;
 mod endings;
 mod hostile;
 mod limits;
+mod log;
 mod metrics;
 mod status;
 mod systemd;
