@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
 use numerge::{Knob, Options as EngineOptions};
-use numerge_control_fs::{ControlFs, MountError, errno};
+use numerge_control_fs::{ControlFs, MountError, Mounted, errno};
 use numerge_server::{Domain, Options, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -126,9 +126,9 @@ impl Host {
         Ok(())
     }
 
-    /// Shows control files at a directory, until the end.
-    pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
-        self.files = Some(files::show(directory, &self.server)?);
+    /// Shows control files where they are mounted, until the end.
+    pub(crate) fn show_files(&mut self, mounted: Mounted) -> Result<(), MountError> {
+        self.files = Some(files::show(mounted, &self.server)?);
         Ok(())
     }
 
@@ -283,9 +283,10 @@ impl Own {
         Ok(Self { host: Some(host), socket, _directory: directory })
     }
 
-    /// See [`Host::show_files`].
+    /// Shows control files at a directory.
     pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
-        self.host.as_mut().map_or(Ok(()), |host| host.show_files(directory))
+        let mounted = Mounted::new(directory)?;
+        self.host.as_mut().map_or(Ok(()), |host| host.show_files(mounted))
     }
 
     /// See [`Host::leave_files`].
