@@ -86,6 +86,14 @@ pub(crate) fn status(arguments: &Status) -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// The first columns of all tables.
+const COLUMNS: &str = " registered MiB    merged     saved  broken again";
+
+/// A number that may not be known.
+fn known(number: &Value) -> String {
+    number.as_u64().map_or_else(|| "?".into(), |number| number.to_string())
+}
+
 fn print(status: &Value) {
     let number = |value: &Value| value.as_u64().unwrap_or(0);
     let mib = |pages: u64| pages as f64 / 256.0;
@@ -111,26 +119,34 @@ fn print(status: &Value) {
     );
     let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
     for (title, lists) in [("Nodes", "nodes"), ("Domains", "domains")] {
-        println!("{title:<11} {:>14} {:>12} {:>10}", "registered MiB", "saved MiB", "frames");
+        println!("{title:<8}{COLUMNS}       frames");
         for one in list(lists) {
+            let [shared, sharing, zero] = ["pages_shared", "pages_sharing", "ksm_zero_pages"]
+                .map(|counter| number(&one[counter]));
             println!(
-                "            {:>14.1} {:>12.1} {:>10}  {}",
+                "{:8}{:>15.1} {:>9.1} {:>9.1} {:>13} {shared:>12}  {}",
+                "",
                 mib(number(&one["pages_registered"])),
-                mib(number(&one["pages_sharing"]) + number(&one["ksm_zero_pages"])),
-                number(&one["pages_shared"]),
+                mib(shared + sharing + zero),
+                mib(sharing + zero),
+                number(&one["pages_broken"]),
                 one["name"].as_str().unwrap_or_default(),
             );
         }
     }
-    let clients = list("clients");
-    println!("Programs    {:>14} {:>12} {:>10}", "registered MiB", "merged MiB", "pid");
-    for client in clients {
+    println!("Programs{COLUMNS}     mappings  stalls  longest");
+    for one in list("clients") {
+        let mappings = format!("{}/{}", known(&one["mappings"]), known(&one["mappings_budget"]));
         println!(
-            "            {:>14.1} {:>12.1} {:>10}  {}",
-            mib(number(&client["pages_registered"])),
-            mib(number(&client["pages_merged"])),
-            number(&client["pid"]),
-            client["domain"].as_str().unwrap_or_default(),
+            "{:>8}{:>15.1} {:>9.1} {:>9.1} {:>13} {mappings:>12} {:>7} {:>6.1} s  {}",
+            number(&one["pid"]),
+            mib(number(&one["pages_registered"])),
+            mib(number(&one["pages_merged"]) + number(&one["ksm_zero_pages"])),
+            mib(number(&one["pages_saved"])),
+            number(&one["pages_broken"]),
+            number(&one["stalls"]),
+            number(&one["longest_stall_ms"]) as f64 / 1000.0,
+            one["domain"].as_str().unwrap_or_default(),
         );
     }
 }

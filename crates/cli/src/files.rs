@@ -1,20 +1,19 @@
 //! The control files of a server.
 
-use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use numerge::{Counters, Knob, KnobError, Nid, NodeReport};
-use numerge_control_fs::{ControlFs, MountError, Source};
+use numerge_control_fs::{ControlFs, MountError, Mounted, Source};
 use numerge_server::Server;
 
 use crate::recent::Recent;
 
-/// Shows the files of a server at a directory. They do not keep the server from ending but while a
+/// Shows the files of a server where they are mounted. They do not keep the server from ending but while a
 /// file is being read or written.
-pub(crate) fn show(directory: &Path, server: &Arc<Server>) -> Result<ControlFs, MountError> {
+pub(crate) fn show(mounted: Mounted, server: &Arc<Server>) -> Result<ControlFs, MountError> {
     let nodes = Arc::new(Recent::default());
     let source = Shown { nids: server.nids(), nodes, server: Arc::downgrade(server) };
-    ControlFs::mount(directory, Arc::new(source))
+    ControlFs::serve(mounted, Arc::new(source))
 }
 
 struct Shown {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
 use numerge::{Knob, Options as EngineOptions};
-use numerge_control_fs::{ControlFs, MountError, errno};
+use numerge_control_fs::{ControlFs, MountError, Mounted, errno};
 use numerge_server::{Domain, Options, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -126,9 +126,9 @@ impl Host {
         Ok(())
     }
 
-    /// Shows control files at a directory, until the end.
-    pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
-        self.files = Some(files::show(directory, &self.server)?);
+    /// Shows control files where they are mounted, until the end.
+    pub(crate) fn show_files(&mut self, mounted: Mounted) -> Result<(), MountError> {
+        self.files = Some(files::show(mounted, &self.server)?);
         Ok(())
     }
 
@@ -206,7 +206,15 @@ fn status(server: &Server) -> Value {
                 "uid": client.user,
                 "domain": client.domain.to_string(),
                 "pages_registered": client.pages_registered,
-                "pages_merged": client.pages_merged,
+                "pages_merged": client.counters.pages_merged,
+                "ksm_zero_pages": client.counters.ksm_zero_pages,
+                "pages_saved": client.counters.pages_saved,
+                "pages_broken": client.counters.pages_broken,
+                "mappings": client.mappings,
+                "mappings_budget": client.mappings_budget,
+                "stalls": client.stalls.count,
+                "stalled_ms": milliseconds(client.stalls.total),
+                "longest_stall_ms": milliseconds(client.stalls.longest),
             })
         })
         .collect();
@@ -221,6 +229,10 @@ fn status(server: &Server) -> Value {
     Value::Object(status)
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Takes as long as there are frames.
 fn nodes(server: &Server) -> Value {
     server
@@ -233,6 +245,7 @@ fn nodes(server: &Server) -> Value {
                 "pages_registered": node.pages_home,
                 "pages_shared": node.pages_shared,
                 "pages_sharing": node.pages_sharing,
+                "pages_broken": node.pages_broken,
                 "pages_scanned": node.pages_scanned,
                 "pages_scanned_remote": node.pages_scanned_remote,
                 "sharers_remote": node.sharers_remote,
@@ -270,9 +283,10 @@ impl Own {
         Ok(Self { host: Some(host), socket, _directory: directory })
     }
 
-    /// See [`Host::show_files`].
+    /// Shows control files at a directory.
     pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
-        self.host.as_mut().map_or(Ok(()), |host| host.show_files(directory))
+        let mounted = Mounted::new(directory)?;
+        self.host.as_mut().map_or(Ok(()), |host| host.show_files(mounted))
     }
 
     /// See [`Host::leave_files`].

@@ -58,6 +58,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take away a daemon's control files when it has ended.
+    #[command(hide = true)]
+    KeepFiles(daemon::keeper::Arguments),
     /// Write manual pages and completions to a directory.
     #[command(hide = true)]
     Generate {
@@ -77,6 +80,9 @@ fn main() -> ExitCode {
         }
         Command::Status(arguments) => ask::status(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Topology { json } => topology(json).map(|()| ExitCode::SUCCESS),
+        Command::KeepFiles(arguments) => {
+            daemon::keeper::keep(&arguments).map(|()| ExitCode::SUCCESS)
+        }
         Command::Generate { directory } => {
             let failed = |error| format!("{}: {error}", directory.display()).into();
             let done = generate::run(Arguments::command(), &directory);

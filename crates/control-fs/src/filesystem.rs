@@ -58,7 +58,8 @@ struct Inner {
 }
 
 impl ControlFilesystem {
-    pub(crate) fn new(source: Arc<dyn Source>, writes: Arc<Writes>) -> Self {
+    /// `owner` is whose the files are, user and group.
+    pub(crate) fn new(source: Arc<dyn Source>, writes: Arc<Writes>, owner: (u32, u32)) -> Self {
         let files = Files::new(&source.nids());
         let inner = Inner {
             source,
@@ -68,7 +69,7 @@ impl ControlFilesystem {
             threads: AtomicUsize::new(0),
             unmerged: AtomicU64::new(0),
             mounted_at: SystemTime::now(),
-            owner: (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()),
+            owner,
         };
         Self { inner: Arc::new(inner) }
     }

@@ -23,11 +23,13 @@ mod files;
 mod filesystem;
 mod handles;
 mod mount;
+mod place;
 mod relay;
 mod source;
 mod text;
 mod writes;
 
 pub use mount::{ControlFs, MountError};
+pub use place::{Mounted, keep};
 pub use source::{Source, errno};
 pub use text::{MODES, parse};

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWri
 
 use crate::advisor::Began;
 use crate::clock::Clock;
-use crate::counters::{Counters, Progress, StageTimes, Tally};
+use crate::counters::{Counters, Progress, StageTimes, Tally, Work};
 use crate::find::{Found, Merge, Scope, find};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
@@ -370,6 +370,7 @@ impl Core {
         let mut judged = judge(self, world, shard, looks);
         shard.set_busy(false);
         record_broken(self, world, reader, &judged.broken);
+        shard.broken.add(judged.broken.len() as u64);
         judged.candidates.sort_unstable();
         let found = find(self, world, reader, shard, &judged.candidates, Scope::Both);
         let found_at = Instant::now();
@@ -538,6 +539,21 @@ impl Core {
             deferred: self.tally.deferred.get(),
             late,
             pages_registered: self.tally.registered.get(),
+        }
+    }
+
+    pub(crate) fn work(&self) -> Work {
+        let tally = &self.tally;
+        let (pruned, made_regular) = self.forest.prunes();
+        Work {
+            merged: tally.merged.get(),
+            broken: tally.broken.get(),
+            unmerged: tally.unmerged.get(),
+            pruned,
+            made_regular,
+            queued: self.shards.iter().map(|shard| shard.queued.get()).sum(),
+            replaced: self.shards.iter().map(|shard| shard.replaced.get()).sum(),
+            frames_refused: tally.frames_refused.get(),
         }
     }
 

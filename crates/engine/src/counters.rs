@@ -38,6 +38,9 @@ pub(crate) struct Tally {
     pub(crate) skipped: Counter,
     pub(crate) full_scans: Counter,
     pub(crate) broken: Counter,
+    /// Pages that were merged, and those of them that were given memory of their own again, in all.
+    pub(crate) merged: Counter,
+    pub(crate) unmerged: Counter,
     /// Merges that were planned, and those of them that have to wait.
     pub(crate) attempted: Counter,
     /// Merges that left the page as it was, and would again.
@@ -142,4 +145,42 @@ pub struct Progress {
     pub late: u64,
     /// [`Counters::pages_registered`].
     pub pages_registered: u64,
+}
+
+/// What an engine has done since it was built.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Work {
+    /// Pages merged.
+    pub merged: u64,
+    /// [`Counters::pages_broken`].
+    pub broken: u64,
+    /// Pages that the engine gave memory of their own again.
+    pub unmerged: u64,
+    /// Prunes of chains.
+    pub pruned: u64,
+    /// Chains that became regular nodes by that.
+    pub made_regular: u64,
+    /// Stable nodes taken to the migrate queue, since their frame had moved.
+    pub queued: u64,
+    /// [`Counters::stable_nodes_replaced`].
+    pub replaced: u64,
+    /// [`Counters::frames_refused`].
+    pub frames_refused: u64,
+}
+
+impl Work {
+    /// What was done between then and now.
+    #[must_use]
+    pub const fn since(&self, then: &Self) -> Self {
+        Self {
+            merged: self.merged.saturating_sub(then.merged),
+            broken: self.broken.saturating_sub(then.broken),
+            unmerged: self.unmerged.saturating_sub(then.unmerged),
+            pruned: self.pruned.saturating_sub(then.pruned),
+            made_regular: self.made_regular.saturating_sub(then.made_regular),
+            queued: self.queued.saturating_sub(then.queued),
+            replaced: self.replaced.saturating_sub(then.replaced),
+            frames_refused: self.frames_refused.saturating_sub(then.frames_refused),
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The engine as its users see it: regions, knobs, counters, and the shards' threads.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use numerge_stable_tree::Kpfn;
@@ -9,7 +9,7 @@ use numerge_topology::Nid;
 
 use crate::clock::Clock;
 use crate::core::{Core, Parts, Policy};
-use crate::counters::{Counters, Progress, StageTimes};
+use crate::counters::{Counters, Progress, StageTimes, Work};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
 use crate::knobs::{Knob, KnobError};
@@ -17,7 +17,7 @@ use crate::late;
 use crate::machine::{Frames, Memory, MemoryError, Nodes, Vpn};
 use crate::nodes::{self, NodeReport, PagesByNode, PoolReport};
 use crate::offline::OfflineError;
-use crate::program::Program;
+use crate::program::{Program, ProgramCounters};
 use crate::region::Region;
 use crate::run::Inner;
 use crate::shard::Shard;
@@ -119,6 +119,13 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
+/// A program, for statistics: what is counted of it is kept for as long as this is.
+#[derive(Clone)]
+pub struct ProgramHandle {
+    inner: Arc<Inner>,
+    program: Arc<Program>,
+}
+
 /// A registered range. Dropping it unregisters the range, and the memory is private then.
 pub struct RegionHandle {
     inner: Arc<Inner>,
@@ -211,6 +218,13 @@ impl Engine {
         Ok(RegionHandle { inner: Arc::clone(&self.inner), region })
     }
 
+    /// The program with this memory, whether any of it is registered or not.
+    #[must_use]
+    pub fn program(&self, memory: &Arc<dyn Memory>) -> ProgramHandle {
+        let program = self.inner.program(memory);
+        ProgramHandle { inner: Arc::clone(&self.inner), program }
+    }
+
     /// The value of a knob.
     #[must_use]
     pub fn knob(&self, knob: Knob) -> u64 {
@@ -249,6 +263,12 @@ impl Engine {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.inner.core.progress()
+    }
+
+    /// What it has done, without what takes time to count.
+    #[must_use]
+    pub fn work(&self) -> Work {
+        self.inner.core.work()
     }
 
     /// Waits until more than `since` full scans are over, but no longer than `most`.
@@ -373,6 +393,22 @@ impl Drop for Engine {
     }
 }
 
+impl ProgramHandle {
+    /// What merging did to it. Takes no lock, and the same time whatever it has registered.
+    #[must_use]
+    pub fn counters(&self) -> ProgramCounters {
+        let tally = &self.inner.core.tally;
+        self.program.counters(tally.shared.get(), tally.sharing.get())
+    }
+
+    /// Mappings that it may have, its own included, before merging adds no more to them, where a program
+    /// may have `limit` (`vm.max_map_count`).
+    #[must_use]
+    pub fn mappings_budget(&self, limit: u64) -> u64 {
+        self.program.budget(limit)
+    }
+}
+
 impl RegionHandle {
     /// The pages of the region.
     #[must_use]
@@ -429,12 +465,12 @@ impl Drop for RegionHandle {
 impl Inner {
     fn program(&self, memory: &Arc<dyn Memory>) -> Arc<Program> {
         let mut programs = self.programs.lock();
-        programs.retain(|program| Arc::strong_count(program) > 1);
-        let known = programs.iter().find(|program| Arc::ptr_eq(&program.memory, memory));
-        known.map(Arc::clone).unwrap_or_else(|| {
+        programs.retain(|program| program.strong_count() > 0);
+        let mut known = programs.iter().filter_map(Weak::upgrade);
+        known.find(|program| Arc::ptr_eq(&program.memory, memory)).unwrap_or_else(|| {
             let new = Program::new(Arc::clone(memory), self.core.mapping_share_percent);
             let new = Arc::new(new);
-            programs.push(Arc::clone(&new));
+            programs.push(Arc::downgrade(&new));
             new
         })
     }

@@ -297,6 +297,7 @@ impl Judge<'_> {
             PageState::Zero if kind != Kind::Zero => {
                 record.set(left);
                 tally.zero.sub(1);
+                region.program.zero.sub(1);
             }
             _ => return,
         }

@@ -40,11 +40,12 @@ mod world;
 
 pub use clock::Clock;
 pub use core::RETRY_PASSES;
-pub use counters::{Counters, Progress, StageTimes};
-pub use engine::{Engine, EngineError, EngineOptions, RegionHandle, RegisterError};
+pub use counters::{Counters, Progress, StageTimes, Work};
+pub use engine::{Engine, EngineError, EngineOptions, ProgramHandle, RegionHandle, RegisterError};
 pub use knobs::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob, KnobError};
 pub use nodes::{NodeReport, PagesByNode, PoolReport};
 pub use numerge_stable_tree::Kpfn;
 pub use numerge_topology::{Nid, Topology};
 pub use offline::OfflineError;
+pub use program::ProgramCounters;
 pub use unmerge::UnmergeError;

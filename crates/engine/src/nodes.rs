@@ -32,6 +32,8 @@ pub struct NodeReport {
     pub pages_shared: u64,
     /// Pages mapped to frames on it beyond the first of each.
     pub pages_sharing: u64,
+    /// Merged pages that its shard scans, found written to since, in all.
+    pub pages_broken: u64,
     /// Contents with several frames, the fullest of which is on it.
     pub stable_node_chains: u64,
     /// Frames of such contents on it.
@@ -90,6 +92,7 @@ fn of_shard(shard: &crate::shard::Shard) -> NodeReport {
         online: shard.is_online(),
         pages_scanned: shard.scanned_here.get(),
         pages_scanned_remote: shard.scanned_elsewhere.get(),
+        pages_broken: shard.broken.get(),
         stable_nodes_queued: shard.queued.get(),
         stable_nodes_replaced: shard.replaced.get(),
         ..NodeReport::nothing_on(shard.nid)
@@ -108,6 +111,7 @@ impl NodeReport {
             pages_scanned_remote: 0,
             pages_shared: 0,
             pages_sharing: 0,
+            pages_broken: 0,
             stable_node_chains: 0,
             stable_node_dups: 0,
             stable_nodes_queued: 0,
@@ -126,6 +130,7 @@ impl NodeReport {
         self.pages_scanned_remote += other.pages_scanned_remote;
         self.pages_shared += other.pages_shared;
         self.pages_sharing += other.pages_sharing;
+        self.pages_broken += other.pages_broken;
         self.stable_node_chains += other.stable_node_chains;
         self.stable_node_dups += other.stable_node_dups;
         self.stable_nodes_queued += other.stable_nodes_queued;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::counters::Counter;
 use crate::machine::{Mappings, Memory, MemoryError};
 
 /// Mappings that a run may add: what it lies in is cut in three.
@@ -26,11 +27,58 @@ pub(crate) struct Program {
     pub(crate) memory: Arc<dyn Memory>,
     share_percent: u64,
     ledger: Mutex<Ledger>,
+    /// Its pages mapped to frames, and those to the page of zeros.
+    pub(crate) merged: Counter,
+    pub(crate) zero: Counter,
+    /// Its merged pages found written to since, in all.
+    pub(crate) broken: Counter,
+}
+
+/// What merging did to one program.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ProgramCounters {
+    /// Its pages that are mapped to frames.
+    pub pages_merged: u64,
+    /// Its pages merged with the machine's page of zeros.
+    pub ksm_zero_pages: u64,
+    /// Its part of the pages saved, an estimate: of [`crate::Counters::pages_sharing`] as much as it has
+    /// of all merged pages, as though each frame had as many sharers, and its pages of zeros. Those of
+    /// all programs add up to what the engine saves, but for what is lost by rounding down.
+    pub pages_saved: u64,
+    /// Its merged pages found written to since, in all.
+    pub pages_broken: u64,
 }
 
 impl Program {
     pub(crate) fn new(memory: Arc<dyn Memory>, share_percent: u64) -> Self {
-        Self { memory, share_percent, ledger: Mutex::default() }
+        Self {
+            memory,
+            share_percent,
+            ledger: Mutex::default(),
+            merged: Counter::default(),
+            zero: Counter::default(),
+            broken: Counter::default(),
+        }
+    }
+
+    /// `shared` and `sharing` are those of all programs together.
+    pub(crate) fn counters(&self, shared: u64, sharing: u64) -> ProgramCounters {
+        let (pages_merged, ksm_zero_pages) = (self.merged.get(), self.zero.get());
+        // The three may be of slightly different moments: no more than all of its pages is saved.
+        let all = u128::from(shared + sharing).max(pages_merged.into()).max(1);
+        let part = u128::from(pages_merged) * u128::from(sharing) / all;
+        let part = u64::try_from(part).unwrap_or(pages_merged);
+        ProgramCounters {
+            pages_merged,
+            ksm_zero_pages,
+            pages_saved: part + ksm_zero_pages,
+            pages_broken: self.broken.get(),
+        }
+    }
+
+    /// Mappings that it may have, its own included, before merging adds no more.
+    pub(crate) const fn budget(&self, limit: u64) -> u64 {
+        limit / 100 * self.share_percent
     }
 
     /// Takes leave to merge up to `wanted` runs; gives how many may be. `late` counts those that the
@@ -54,8 +102,7 @@ impl Program {
     /// Runs that there is room for, by the last count.
     fn room(&self, ledger: &Ledger) -> u64 {
         ledger.counted.map_or(0, |Mappings { used, limit }| {
-            let ours = limit / 100 * self.share_percent;
-            ours.saturating_sub(used + ledger.added) / MAPPINGS_A_RUN
+            self.budget(limit).saturating_sub(used + ledger.added) / MAPPINGS_A_RUN
         })
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn record_broken(core: &Core, world: &World, reader: &Handle, broken:
         let guard = reader.pin();
         for Broken { page, kpfn, left } in some {
             unshare(core, world, &guard, *page, *kpfn, *left);
+            world.program(*page).broken.add(1);
         }
     }
     core.tally.broken.add(broken.len() as u64);
@@ -37,6 +38,7 @@ pub(crate) fn unshare(
     } else {
         core.tally.sharing.sub(1);
     }
+    world.program(page).merged.sub(1);
     core.forest.give_up(guard, kpfn);
 }
 
@@ -116,11 +118,15 @@ pub(crate) fn record(
 }
 
 fn merged(core: &Core, world: &World, merge: &Merge) {
+    core.tally.merged.add(1);
     let Some(kpfn) = merge.kpfn else {
+        world.program(merge.page).zero.add(1);
         world.record(merge.page).set(PageState::Zero);
         core.tally.zero.add(1);
         return;
     };
+    // First: once it is linked, its share may be ended by another thread.
+    world.program(merge.page).merged.add(1);
     if rmap::link(core.rmap_head(kpfn), &world.pages, kpfn, merge.page) {
         core.tally.shared.add(1);
     } else {

@@ -1,7 +1,7 @@
 //! The shards' threads: when they scan, and how they rest.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,8 @@ pub(crate) struct Inner {
     signal: Mutex<()>,
     changed: Condvar,
     stop: AtomicBool,
-    pub(crate) programs: Mutex<Vec<Arc<Program>>>,
+    /// For as long as anybody knows of them: a program's memory goes with its last region and handle.
+    pub(crate) programs: Mutex<Vec<Weak<Program>>>,
     /// Whether `run=1` is carried out by threads.
     background: bool,
     /// By shard.

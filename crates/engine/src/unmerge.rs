@@ -132,10 +132,12 @@ pub(crate) fn give_own_memory(
             _ => {
                 world.record(page).set(PageState::Unread);
                 core.tally.zero.sub(1);
+                region.program.zero.sub(1);
             }
         }
         region.pending.add(index);
     }
+    core.tally.unmerged.add(merged.len() as u64);
     Ok(())
 }
 
@@ -241,7 +243,10 @@ fn vanish_page(core: &Core, world: &World, reader: &Handle, region: &Region, ind
         PageState::Merged(kpfn) => {
             unshare(core, world, &reader.pin(), page, kpfn, PageState::Untouched);
         }
-        PageState::Zero => tally.zero.sub(1),
+        PageState::Zero => {
+            tally.zero.sub(1);
+            region.program.zero.sub(1);
+        }
         PageState::Unshared(_) => {
             world.remove_unshared(page);
         }

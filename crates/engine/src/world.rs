@@ -56,6 +56,11 @@ impl World {
         (self.region(slot), index)
     }
 
+    /// Whose a tracked page is.
+    pub(crate) fn program(&self, page: PageId) -> &Program {
+        &self.locate(page).0.program
+    }
+
     /// Where a tracked page lies.
     pub(crate) fn vpn(&self, page: PageId) -> Vpn {
         let (region, index) = self.locate(page);

@@ -25,7 +25,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, PROC_SUPER_MAGIC};
 use crate::error::Error;
 use crate::kinds;
 use crate::num::{address, count, size};
-use crate::pagemap::{Pagemap, category};
+use crate::pagemap::Pagemap;
 use crate::ranges::Ranges;
 
 /// Pages read by one call: few enough to be in a cache still when they are looked at.
@@ -265,22 +265,6 @@ impl RemoteProcess {
             let len = read.len();
             maps.consume(len);
         }
-    }
-
-    /// How many of `pages` have memory of their own.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn private_pages(&self, pages: &Range<Vpn>) -> io::Result<u64> {
-        let mut private = 0;
-        let bytes = address(pages.start)..address(pages.end);
-        let found = self.pagemap.find(bytes, category::PRESENT, &mut |region| {
-            if kinds::kind(region.categories) == Kind::Private {
-                private += count(&region.pages());
-            }
-        });
-        unless_gone(found, || ())?;
-        Ok(private)
     }
 
     /// Where the process's user namespace is, as a number that no other living one has.

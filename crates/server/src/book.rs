@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// What that becomes for one that keeps others waiting more often than it answers.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 
+/// How long a client that was asked something says nothing before that is a stall.
+const STALL: Duration = Duration::from_millis(100);
+
 /// Most ranges that are kept track of. A program has a mapping for each, of which it has fewer.
 const RANGES: usize = 1 << 18;
 
@@ -34,6 +37,32 @@ pub(crate) enum Lie {
     Length { sequence: u64, found: u64, asked: u64 },
     #[error("pages in more pieces than any program has mappings")]
     Pieces,
+}
+
+/// Times that a client was asked to merge or unmerge something and said nothing for 100 ms or longer. Who
+/// touches what it was asked about may have waited as long.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stalls {
+    /// How often.
+    pub count: u64,
+    /// How long in all.
+    pub total: Duration,
+    /// The longest.
+    pub longest: Duration,
+}
+
+impl Stalls {
+    /// Counts a silence in, if it was long.
+    fn and(self, silence: Duration) -> Self {
+        if silence < STALL {
+            return self;
+        }
+        Self {
+            count: self.count + 1,
+            total: self.total.saturating_add(silence),
+            longest: self.longest.max(silence),
+        }
+    }
 }
 
 /// A question.
@@ -79,6 +108,8 @@ pub(crate) struct Book {
     unmerged: BTreeMap<u64, Unmerged>,
     heard: Instant,
     patience: Duration,
+    /// Those that are over.
+    stalls: Stalls,
     /// Nothing more is to be asked.
     is_leaving: bool,
     /// There is no connection any more, and nobody but the engine to be told.
@@ -100,6 +131,7 @@ impl Book {
             unmerged: BTreeMap::new(),
             heard: Instant::now(),
             patience: PATIENCE,
+            stalls: Stalls::default(),
             is_leaving: false,
             is_over: false,
         }
@@ -201,11 +233,6 @@ impl Book {
         let mut found = Ranges::new();
         parts_in(&self.in_file, pages).for_each(|(part, ())| found.insert(part, ()));
         found
-    }
-
-    /// Those of all pages.
-    pub(crate) fn all_in_file(&self) -> Vec<Range<Vpn>> {
-        parts_in(&self.in_file, &(Vpn(0)..Vpn(u64::MAX))).map(|(part, ())| part).collect()
     }
 
     pub(crate) fn strays_in(&self, pages: &Range<Vpn>) -> Vec<Range<Vpn>> {
@@ -345,8 +372,19 @@ impl Book {
 
     /// Whether it was asked something long ago, and has said nothing since.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
+        self.silence(now) > self.patience
+    }
+
+    /// How long it has been asked something, and has said nothing.
+    fn silence(&self, now: Instant) -> Duration {
         let oldest = self.asked.values().map(|(_, asked)| *asked).min();
-        oldest.is_some_and(|oldest| now > oldest.max(self.heard) + self.patience)
+        let since = oldest.map(|oldest| oldest.max(self.heard));
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// Its stalls so far, that which is not over included.
+    pub(crate) fn stalls(&self, now: Instant) -> Stalls {
+        self.stalls.and(self.silence(now))
     }
 
     /// When it last said something.
@@ -356,9 +394,10 @@ impl Book {
 
     // What it says.
 
-    /// The client said something.
-    pub(crate) fn hear(&mut self) {
-        self.heard = Instant::now();
+    /// The client said something, `now`.
+    pub(crate) fn hear(&mut self, now: Instant) {
+        self.stalls = self.stalls(now);
+        self.heard = now;
     }
 
     /// Takes in an answer. The question counts as unanswered still if that is a lie.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use numerge_engine::machine::PAGE_SIZE;
+use numerge_engine::ProgramHandle;
+use numerge_engine::machine::{Memory, PAGE_SIZE};
 use numerge_linux::{RemoteProcess, Serving};
 use numerge_protocol::limits::VERSION;
 use numerge_protocol::{Buffer, Reason, SendError, Socket, ToClient, ToEngine};
@@ -21,6 +22,7 @@ use crate::domain::Domain;
 use crate::host::Host;
 use crate::inbox::{Inbox, Order};
 use crate::link::Link;
+use crate::mappings::Counted;
 use crate::memory::RemoteMemory;
 use crate::options::Options;
 use crate::pages::range;
@@ -39,8 +41,11 @@ pub(crate) struct Client {
     pub(crate) domain: Arc<Domain>,
     pub(crate) memory: Arc<RemoteMemory>,
     pub(crate) inbox: Inbox,
+    /// What the engine counts of it.
+    pub(crate) program: ProgramHandle,
     /// Pages registered.
     pub(crate) registered: AtomicU64,
+    pub(crate) counted: Mutex<Counted>,
     /// Whether a message is being received or taken in.
     is_taking_in: AtomicBool,
     /// Given up before the engine takes anything that the client maps for free.
@@ -71,13 +76,16 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
         }
     };
     let Guest { pid, user, pidfd, process, domain, serving } = guest;
+    let memory = Arc::new(RemoteMemory::new(process, Arc::clone(domain.pools()), link));
     let client = Arc::new(Client {
         pid,
         user,
-        memory: Arc::new(RemoteMemory::new(process, Arc::clone(domain.pools()), link)),
+        program: domain.engine().program(&(Arc::clone(&memory) as Arc<dyn Memory>)),
+        memory,
         domain,
         inbox: Inbox::default(),
         registered: AtomicU64::new(0),
+        counted: Mutex::default(),
         is_taking_in: AtomicBool::new(false),
         serving: Mutex::new(Some(serving)),
     });

@@ -17,6 +17,7 @@ use rustix::event::EventfdFlags;
 use crate::chatter::Chatter;
 use crate::client::Client;
 use crate::domain::{Domain, DomainId};
+use crate::journal::Journal;
 use crate::options::Options;
 use crate::rejection::Rejection;
 use crate::scans::Scans;
@@ -243,12 +244,14 @@ impl Host {
         clients.len()
     }
 
-    /// Gives frames back that nobody maps any more, until the server stops.
+    /// Gives frames back that nobody maps any more, and has said what engines do, until the server stops.
     pub(crate) fn settle(&self) {
-        let mut wait = SETTLE_EVERY;
+        let (mut wait, mut journal) = (SETTLE_EVERY, Journal::default());
         while !self.waits_to_stop(wait) {
+            let domains = self.all_domains();
+            journal.say(&domains);
             let began = Instant::now();
-            for domain in self.all_domains() {
+            for domain in domains {
                 if domain.pools().waiting_frames() > 0 {
                     domain.pools().settle();
                 }

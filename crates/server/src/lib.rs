@@ -24,7 +24,9 @@ mod client;
 mod domain;
 mod host;
 mod inbox;
+mod journal;
 mod link;
+mod mappings;
 mod memory;
 mod nodes;
 mod options;
@@ -35,6 +37,7 @@ mod server;
 mod settings;
 mod worker;
 
+pub use book::Stalls;
 pub use domain::{Domain, DomainId};
 pub use numerge_protocol::{Listener, Socket, SocketError};
 pub use options::{Domains, Members, Options, Quotas};

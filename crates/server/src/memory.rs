@@ -79,7 +79,7 @@ impl RemoteMemory {
     /// Changes what is known by what the client has said, and wakes who waits for that.
     pub(crate) fn hear<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
         let mut book = self.book();
-        book.hear();
+        book.hear(Instant::now());
         let result = change(&mut book);
         drop(book);
         self.heard.notify_all();
@@ -123,13 +123,6 @@ impl RemoteMemory {
     pub(crate) fn end(&self) {
         self.book().end();
         self.heard.notify_all();
-    }
-
-    /// Pages that are mapped to frames now, as far as can be told.
-    pub(crate) fn merged_pages(&self) -> u64 {
-        let in_file = self.book().all_in_file();
-        let own = |pages: &Range<Vpn>| self.process.private_pages(pages).unwrap_or(0);
-        in_file.iter().map(|pages| count(pages).saturating_sub(own(pages))).sum()
     }
 
     /// Has pages that the engine does not know unmerged, however long it takes. False if that failed or

@@ -4,15 +4,18 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use numerge_engine::{Counters, Knob, KnobError};
+use numerge_engine::{Counters, Knob, KnobError, ProgramCounters};
+use numerge_linux::mappings_limit;
 use numerge_protocol::{Listener, SocketError};
 use numerge_topology::{Topology, TopologyError};
 
 use crate::accept::accept_all;
+use crate::book::Stalls;
 use crate::domain::{Domain, DomainId};
 use crate::host::Host;
+use crate::mappings;
 use crate::options::Options;
 
 /// How long clients have to leave once the server ends.
@@ -50,8 +53,16 @@ pub struct ClientInfo {
     pub domain: DomainId,
     /// Pages it has registered.
     pub pages_registered: u64,
-    /// Of these, pages mapped to frames now, as far as can be told.
-    pub pages_merged: u64,
+    /// What merging did to it.
+    pub counters: ProgramCounters,
+    /// Mappings that it has, its own included, when they were last counted. Where there are many programs
+    /// with many, not all are counted each time. None if that could not be done, or was not yet.
+    pub mappings: Option<u64>,
+    /// Mappings that it may have, its own included, before merging adds no more. None if the machine does
+    /// not say how many a program may have.
+    pub mappings_budget: Option<u64>,
+    /// Times that it kept the engine waiting.
+    pub stalls: Stalls,
 }
 
 /// Serves programs that connect. Dropping it ends it as [`Server::shut_down`] does, and what is merged
@@ -162,10 +173,13 @@ impl Server {
         self.host.client_count()
     }
 
-    /// The clients that are served.
+    /// The clients that are served. Takes longer the more there are, and not the more they have.
     #[must_use]
     pub fn clients(&self) -> Vec<ClientInfo> {
         let clients = self.host.all_clients();
+        mappings::count_some(&clients);
+        let limit = mappings_limit().ok();
+        let now = Instant::now();
         clients
             .iter()
             .map(|client| ClientInfo {
@@ -173,7 +187,10 @@ impl Server {
                 user: client.user,
                 domain: client.domain.id().clone(),
                 pages_registered: client.registered_pages(),
-                pages_merged: client.memory.merged_pages(),
+                counters: client.program.counters(),
+                mappings: client.counted.lock().mappings,
+                mappings_budget: limit.map(|limit| client.program.mappings_budget(limit)),
+                stalls: client.memory.book().stalls(now),
             })
             .collect()
     }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use numerge_engine::machine::MemoryError;
 use numerge_engine::{Knob, KnobError, UnmergeError};
@@ -37,6 +38,11 @@ impl Host {
         knob.check(value)?;
         let turn = self.begin(knob, value)?;
         tracing::debug!(%knob, value, "to be set");
+        let is_unmerging = (knob, value) == (Knob::Run, 2);
+        let before = is_unmerging.then(|| (self.unmerged(), Instant::now()));
+        if is_unmerging {
+            tracing::info!(pages = self.merged(), "unmerging everything");
+        }
         let mut done = self.set_everywhere(turn);
         for _ in 1..tries {
             if !done.as_ref().is_err_and(is_silence) {
@@ -44,16 +50,31 @@ impl Host {
             }
             done = self.set_everywhere(turn);
         }
+        if let Some((before, began)) = before {
+            let pages = self.unmerged().saturating_sub(before);
+            tracing::info!(pages, left = self.merged(), took = ?began.elapsed(), "unmerged");
+        }
         match &done {
             Ok(()) => tracing::info!(%knob, value, "set"),
             Err(error) => tracing::warn!(%knob, value, %error, "not set"),
         }
         if done.is_err() {
             self.restore(turn);
-        } else if (knob, value) == (Knob::Run, 2) {
+        } else if is_unmerging {
             self.scans.reset();
         }
         done
+    }
+
+    /// Pages that are merged.
+    fn merged(&self) -> u64 {
+        let counters = self.all_domains().into_iter().map(|domain| domain.engine().counters());
+        counters.map(|all| all.pages_shared + all.pages_sharing + all.ksm_zero_pages).sum()
+    }
+
+    /// Pages that were given memory of their own again, in all.
+    fn unmerged(&self) -> u64 {
+        self.all_domains().iter().map(|domain| domain.engine().work().unmerged).sum()
     }
 
     fn begin(&self, knob: Knob, value: u64) -> Result<Turn, KnobError> {

@@ -7,7 +7,7 @@ use crate::forest::Forest;
 use crate::node::{DETACHED, GONE, QUEUED, StableNode};
 use crate::refs::Place;
 use crate::sync::epoch::Guard;
-use crate::sync::{AtomicU64, Ordering, heap_bytes};
+use crate::sync::{AtomicU64, Counter, Ordering, heap_bytes};
 use crate::tree::Tree;
 use crate::{Fingerprint, Kpfn, TreeId};
 
@@ -67,6 +67,13 @@ impl Forest {
     #[must_use]
     pub fn stable_node_dups(&self) -> u64 {
         self.trees.iter().map(|tree| tree.chain_dups.get()).sum()
+    }
+
+    /// Prunes of chains, and chains that became regular nodes by that, in all.
+    #[must_use]
+    pub fn prunes(&self) -> (u64, u64) {
+        let sum = |of: fn(&Tree) -> &Counter| self.trees.iter().map(|tree| of(tree).get()).sum();
+        (sum(|tree| &tree.pruned), sum(|tree| &tree.made_regular))
     }
 
     /// Entries, chains and dups under chains of one tree.

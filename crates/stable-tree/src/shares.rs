@@ -149,6 +149,7 @@ impl Forest {
     fn prune(&self, guard: &Guard<'_>, entry_ref: EntryRef<'_>, limit: u32) {
         let entry = self.entry(guard, entry_ref);
         let tree = self.tree(entry_ref.tree);
+        tree.pruned.add(1);
         tree.sweep(entry, guard);
         if entry.dups(guard).all(|dup| self.sharers_with_room(dup.kpfn, limit).is_none()) {
             return;

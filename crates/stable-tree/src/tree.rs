@@ -35,6 +35,9 @@ pub(crate) struct Tree {
     pub(crate) chains: Counter,
     /// Dups under chains.
     pub(crate) chain_dups: Counter,
+    /// Prunes of chains, and chains that became regular nodes by that, in all.
+    pub(crate) pruned: Counter,
+    pub(crate) made_regular: Counter,
 }
 
 /// The live entries of one fingerprint at some moment.
@@ -62,6 +65,8 @@ impl Tree {
             entries: Counter::new(0),
             chains: Counter::new(0),
             chain_dups: Counter::new(0),
+            pruned: Counter::new(0),
+            made_regular: Counter::new(0),
         }
     }
 
@@ -177,6 +182,7 @@ impl Tree {
             if result.is_ok() {
                 self.chains.sub(1);
                 self.chain_dups.sub(1);
+                self.made_regular.add(1);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! `numerge daemon`: one engine for the programs of a host.
 
 mod config;
+pub(crate) mod keeper;
 mod passed;
 mod user;
 
@@ -36,11 +37,12 @@ enum AtEnd {
 enum Level {
     /// Why the daemon can't go on
     Error,
-    /// Clients that are turned away, or do not answer; what runs out
+    /// Clients that are turned away, or do not answer; what runs out, such as memory for frames
     Warn,
-    /// Beginning and end, clients that come and go, knobs that are set
+    /// Beginning and end, clients that come and go, knobs that are set, run=2 and its end, frames that
+    /// moved to other nodes
     Info,
-    /// How unmerging gets on
+    /// How merging, pruning of chains and unmerging get on, a line a second at most for each domain
     Debug,
 }
 
@@ -130,6 +132,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let sockets = Sockets::bind(&socket, passed.agents, passed.control, &options)?;
     let metrics = arguments.metrics.as_ref().map(metrics::Socket::bind).transpose()?;
     user::raise_descriptor_limit();
+    let mounted = keeper::mount(arguments.control_dir.as_deref(), &socket, user.is_some())?;
     if let Some(user) = &user {
         user::become_user(user)?;
         // Its files are that user's, and who owns a file may allow himself to write to it.
@@ -140,14 +143,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if let Some(metrics) = metrics {
         host.give_metrics(metrics)?;
     }
-    match &arguments.control_dir {
-        Some(directory) => host.show_files(directory)?,
-        None if socket == Path::new(numerge::DAEMON_SOCKET) => {
-            if let Err(error) = host.show_files(&socket.with_file_name("ksm")) {
-                tracing::warn!(%error, "no control files");
-            }
-        }
-        None => {}
+    if let Some(mounted) = mounted {
+        host.show_files(mounted)?;
     }
     tracing::info!(socket = %socket.display(), uid = rustix::process::geteuid().as_raw(), "listening");
     if let Some(signal) = signals.forever().next() {

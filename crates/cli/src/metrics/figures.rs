@@ -14,6 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 /// Most programs that are named: those with most registered memory.
 const PROGRAMS: usize = 512;
 
+const PAGE_BYTES: i128 = 4096;
+
 /// What kind of number it is.
 #[derive(Clone, Copy)]
 enum Kind {
@@ -131,12 +133,24 @@ const NODE: [Figure<NodeReport>; 11] = [
     }),
 ];
 
-const PROGRAM: [Figure<ClientInfo>; 2] = [
+const PROGRAM: [Figure<ClientInfo>; 6] = [
     ("process_pages_registered", Gauge, "Pages of a process that may be merged", |c| {
         c.pages_registered.into()
     }),
     ("process_pages_merged", Gauge, "Pages of a process that are mapped to frames", |c| {
-        c.pages_merged.into()
+        c.counters.pages_merged.into()
+    }),
+    ("process_pages_broken", Counter, "Merged pages of a process found written to since", |c| {
+        c.counters.pages_broken.into()
+    }),
+    ("process_saved", Bytes, "What a process has of what merging saves, an estimate", |c| {
+        i128::from(c.counters.pages_saved) * PAGE_BYTES
+    }),
+    ("process_mappings", Gauge, "Mappings of a process when last counted, 0 if not", |c| {
+        c.mappings.unwrap_or(0).into()
+    }),
+    ("process_stalls", Counter, "Times that a process was asked and silent for 100 ms", |c| {
+        c.stalls.count.into()
     }),
 ];
 

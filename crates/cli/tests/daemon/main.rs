@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
+mod control_dir;
 mod endings;
 mod hostile;
 mod limits;
+mod log;
 mod metrics;
+mod status;
 mod systemd;
 mod unmerging;
 mod users;

@@ -1,5 +1,6 @@
 //! Which files there are, and how they come and go.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -111,7 +112,7 @@ fn a_directory_in_use_is_refused_and_a_stale_one_replaced() {
 
     let place = tempfile::tempdir().unwrap();
     let stale = place.path().canonicalize().unwrap();
-    leave_stale(&stale);
+    leave_stale(&stale, c"fuse.numerge");
     let error = fs::metadata(&stale).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
     let files = mount(&stale, source).unwrap();
@@ -121,14 +122,44 @@ fn a_directory_in_use_is_refused_and_a_stale_one_replaced() {
     assert!(stale.exists(), "a directory that was there stays");
 }
 
+/// A dead mount that somebody else has to look after stays where it is.
+#[test]
+fn a_dead_mount_of_somebody_elses_is_named_and_stays() {
+    let Some(bed) = Bed::new(1) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let dead = place.path().canonicalize().unwrap();
+    leave_stale(&dead, c"fuse.other");
+    let source: Arc<dyn Source> = bed.source.clone();
+    let error = ControlFs::mount(&dead, source).err().unwrap();
+    assert!(matches!(&error, MountError::Foreign { kind, .. } if kind == "fuse.other"), "{error}");
+    assert!(is_mounted(&dead));
+    rustix::mount::unmount(&dead, rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+/// Whoever takes its files away leaves what was mounted at their place since.
+#[test]
+fn only_what_was_mounted_is_taken_away() {
+    let Some(bed) = Bed::new(1) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().canonicalize().unwrap();
+    let source: Arc<dyn Source> = bed.source.clone();
+    let first = mount(&path, Arc::clone(&source)).unwrap();
+    rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let second = mount(&path, source).unwrap();
+    drop(first);
+    assert_eq!(fs::read_to_string(path.join("run")).unwrap(), "0\n");
+    drop(second);
+    assert!(!is_mounted(&path));
+}
+
 /// What a process leaves that is killed.
-fn leave_stale(path: &Path) {
+fn leave_stale(path: &Path, kind: &CStr) {
     use std::os::fd::AsRawFd;
     let device = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
     let options = std::ffi::CString::new(options).unwrap();
     let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("numerge", path, "fuse.numerge", flags, options.as_c_str()).unwrap();
+    rustix::mount::mount("numerge", path, kind, flags, options.as_c_str()).unwrap();
     drop(device);
     until("it is stale", || fs::metadata(path).is_err());
 }

@@ -1,8 +1,9 @@
 //! S3: scanning.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use numerge_engine::machine::Vpn;
+use numerge_engine::machine::{Memory, Vpn};
 use numerge_engine::{EngineOptions, Knob};
 
 use crate::bed::{Bed, figures};
@@ -96,6 +97,25 @@ fn s3_5_pages_to_scan_bounds_a_batch_and_sleep_millisecs_follows_it() {
     while bed.counters().pages_sharing < 999 - 3 {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn s3_6_pages_written_to_are_counted_for_their_program_and_node() {
+    let bed = Bed::on(2, 20);
+    bed.write(0..10, 5);
+    bed.write(10..20, 6);
+    bed.scan(2);
+    let memory: Arc<dyn Memory> = bed.machine.clone();
+    let program = bed.engine.program(&memory);
+    let counters = program.counters();
+    assert_eq!((counters.pages_merged, counters.pages_saved, counters.pages_broken), (20, 18, 0));
+    bed.write([3, 4], 7);
+    bed.scan(1);
+    let counters = program.counters();
+    assert_eq!((counters.pages_merged, counters.pages_broken), (18, 2));
+    // All of it is at home on one node.
+    let broken: Vec<u64> = bed.engine.nodes().iter().map(|node| node.pages_broken).collect();
+    assert_eq!((broken.iter().sum::<u64>(), broken.iter().max()), (2, Some(&2)));
 }
 
 #[test]

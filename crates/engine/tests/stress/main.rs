@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use numerge_engine::in_memory::{Content, Machine};
 use numerge_engine::machine::{Mappings, Memory, Vpn};
-use numerge_engine::{Engine, EngineOptions, Knob, Nid};
+use numerge_engine::{Engine, EngineOptions, Knob, Nid, ProgramCounters, ProgramHandle};
 use parking_lot::Mutex;
 
 use bed::{NIDS, topology};
@@ -70,6 +70,8 @@ fn round(seed: u64, until: Instant, rules: Rules) {
         let program: Arc<dyn Memory> = world.program(region).clone();
         engine.register(&program, region_pages(region))
     };
+    let told = |program: &Arc<Program>| engine.program(&(Arc::clone(program) as Arc<dyn Memory>));
+    let told: Vec<ProgramHandle> = programs.iter().map(told).collect();
     let handles: Vec<_> =
         (0..REGIONS).map(|region| Mutex::new(Some(register(region).unwrap()))).collect();
     engine.set(Knob::Run, 1).unwrap();
@@ -178,9 +180,11 @@ fn round(seed: u64, until: Instant, rules: Rules) {
     }
     (0..PAGES).for_each(|page| contents.check(machine, page));
     check_at_rest(&engine, machine, across);
+    check_programs(&engine, &told);
     if seed.is_multiple_of(2) {
         drop(handles);
         assert_eq!(engine.counters().pages_registered, 0);
+        check_programs(&engine, &told);
         engine.shut_down().unwrap();
     } else {
         engine.shut_down().unwrap();
@@ -222,6 +226,19 @@ fn check_at_rest(engine: &Engine, machine: &Machine, across: bool) {
         }
     }
     assert!(alone.values().all(|pages| *pages == 1), "not merged: {alone:?} {c:?}");
+}
+
+/// What is counted of each program adds up to what is counted of all.
+fn check_programs(engine: &Engine, told: &[ProgramHandle]) {
+    let all = engine.counters();
+    let told: Vec<_> = told.iter().map(ProgramHandle::counters).collect();
+    let sum = |of: fn(&ProgramCounters) -> u64| told.iter().map(of).sum::<u64>();
+    assert_eq!(sum(|c| c.pages_merged), all.pages_shared + all.pages_sharing, "{told:?} {all:?}");
+    assert_eq!(sum(|c| c.ksm_zero_pages), all.ksm_zero_pages, "{told:?} {all:?}");
+    assert_eq!(sum(|c| c.pages_broken), all.pages_broken, "{told:?} {all:?}");
+    // Each may be rounded down.
+    let lost = (all.pages_sharing + all.ksm_zero_pages).checked_sub(sum(|c| c.pages_saved));
+    assert!(lost.is_some_and(|lost| lost < PROGRAMS), "{told:?} {all:?}");
 }
 
 /// Has the other threads end when this one fails, so that the failure is seen.

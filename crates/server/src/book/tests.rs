@@ -61,8 +61,33 @@ fn outcomes_are_told_once() {
     assert_eq!(outcomes(&mut book, 0..3), [(2, Outcome::Merged)]);
     assert_eq!(outcomes(&mut book, 0..10), [(3, Outcome::Merged), (4, Outcome::Differs)]);
     assert_eq!(outcomes(&mut book, 0..10), []);
-    assert_eq!(book.all_in_file(), [pages(2..4)]);
+    assert!(book.any_in_file(&pages(2..4)) && !book.any_in_file(&pages(4..10)));
     assert_eq!(book.answer(sequence, &answer), Err(Lie::Unasked(0)));
+}
+
+#[test]
+fn a_silence_is_a_stall_if_it_was_asked_something() {
+    let mut book = book(0..10);
+    let now = Instant::now();
+    let at = |ms| now + Duration::from_millis(ms);
+    // Silent for long, but nobody asked.
+    book.hear(at(10_000));
+    assert_eq!(book.stalls(at(20_000)), Stalls::default());
+    let (sequence, _) = ask(&mut book, &[run(2..5, 100)]);
+    // Asked now, in truth, which is before it was heard last.
+    assert_eq!(book.stalls(at(10_099)), Stalls::default());
+    let long = Duration::from_millis(100);
+    let one = Stalls { count: 1, total: long, longest: long };
+    assert_eq!(book.stalls(at(10_100)), one);
+    book.hear(at(10_100));
+    // What it said was no answer; nor was what it says soon after.
+    book.hear(at(10_150));
+    assert_eq!(book.stalls(at(10_249)), one);
+    let longer = Duration::from_millis(500);
+    let two = Stalls { count: 2, total: long + longer, longest: longer };
+    book.hear(at(10_650));
+    book.answer(sequence, &told(&[(protocol::Outcome::Merged, 3)])).unwrap();
+    assert_eq!(book.stalls(at(90_000)), two);
 }
 
 #[test]

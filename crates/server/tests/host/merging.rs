@@ -22,7 +22,8 @@ fn s1_1_equal_pages_of_two_processes_are_one() {
     let told = bed.server.clients();
     assert_eq!(told.len(), 2);
     for client in told {
-        assert_eq!((client.pages_registered, client.pages_merged), (PAGES, PAGES));
+        assert_eq!((client.pages_registered, client.counters.pages_merged), (PAGES, PAGES));
+        assert_eq!(client.counters.pages_saved, PAGES / 2);
     }
     bed.no_errors();
 }

@@ -1,0 +1,38 @@
+//! How many mappings clients have, for who asks.
+//!
+//! The kernel has no count of them: each has to be read, which takes some 30 ms where there are as many as
+//! a program may have. So there is a limit on the time that is spent on it each time somebody asks, those
+//! counted longest ago come first, and of the others the last count is given.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::client::Client;
+
+/// After so long, no other client's mappings are counted.
+const MOST: Duration = Duration::from_millis(20);
+
+/// What was counted of a client, and when.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counted {
+    /// None: never.
+    at: Option<Instant>,
+    /// None if they could not be counted.
+    pub(crate) mappings: Option<u64>,
+}
+
+/// Counts the mappings of clients, as far as there is time.
+pub(crate) fn count_some(clients: &[Arc<Client>]) {
+    let until = Instant::now() + MOST;
+    let mut clients: Vec<&Arc<Client>> = clients.iter().collect();
+    // Cached: others may be counting too.
+    clients.sort_by_cached_key(|client| client.counted.lock().at);
+    for client in clients {
+        let now = Instant::now();
+        if now >= until {
+            break;
+        }
+        let mappings = client.memory.process().mappings().ok();
+        *client.counted.lock() = Counted { at: Some(now), mappings };
+    }
+}
