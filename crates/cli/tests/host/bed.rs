@@ -19,11 +19,13 @@ pub(crate) fn built() -> PathBuf {
 }
 
 /// What a test run alone does not have cargo build, built the first time: the preload library, of which
-/// cargo builds for tests only what is Rust, and the examples that are run as programs.
+/// cargo builds for tests only what is Rust, the examples that are run as programs, and what `tools` run.
 pub(crate) fn build() {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        for what in [&["-p", "numerge-agent-preload"][..], &["-p", "numerge", "--examples"]] {
+        let preload = ["-p", "numerge-agent-preload"];
+        let benches = ["-p", "numerge-benches", "--bin", "saveable"];
+        for what in [&preload[..], &["-p", "numerge", "--examples"], &benches] {
             let mut cargo = Command::new(env!("CARGO"));
             let profile = if built().ends_with("release") { "release" } else { "test" };
             cargo.args(["build", "--quiet", "--profile", profile]).args(what);
