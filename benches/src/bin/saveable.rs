@@ -42,7 +42,8 @@ impl Memory {
         let pid = Pid::from_raw(fields.next()?.parse().ok()?)?;
         let address = u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok()?;
         let bytes: u64 = fields.next()?.parse().ok()?;
-        let is_whole = address % PAGE_BYTES == 0 && bytes % PAGE_BYTES == 0 && bytes > 0;
+        let is_whole =
+            address.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES) && bytes > 0;
         if fields.next().is_some() || !is_whole {
             return None;
         }
