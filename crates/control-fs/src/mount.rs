@@ -82,15 +82,20 @@ impl ControlFs {
         // From here on dropping takes all of it away.
         let mut files =
             Self { place, path: path.clone(), writes: noted, relay: None, session: None };
-        let (relay, far) =
-            Relay::start(device, Arc::clone(&writes)).map_err(failed("start a thread"))?;
+        let filesystem = ControlFilesystem::new(source, Arc::clone(&writes), owner);
+        // A thread of its own, whose turns all threads get that come from it: somebody waits for them, on
+        // machines that are busy unmerging, say (S5.2).
+        let starter = std::thread::Builder::new().name("control-fs".into()).spawn(move || {
+            numerge_topology::take_short_turns();
+            let (relay, far) = Relay::start(device, writes)?;
+            let config = fuser::Config::default();
+            let session = fuser::Session::from_fd(filesystem, far, fuser::SessionACL::All, config);
+            Ok((relay, session.and_then(fuser::Session::spawn)))
+        });
+        let started = starter.and_then(|starter| starter.join().unwrap_or_else(panicked));
+        let (relay, session) = started.map_err(failed("start a thread"))?;
         files.relay = Some(relay);
-        let filesystem = ControlFilesystem::new(source, writes, owner);
-        let config = fuser::Config::default();
-        let session = fuser::Session::from_fd(filesystem, far, fuser::SessionACL::All, config);
-        let session =
-            session.and_then(fuser::Session::spawn).map_err(failed("greet the kernel"))?;
-        files.session = Some(session);
+        files.session = Some(session.map_err(failed("greet the kernel"))?);
         Ok(files)
     }
 
@@ -99,6 +104,10 @@ impl ControlFs {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+fn panicked<T>(_: Box<dyn std::any::Any + Send>) -> io::Result<T> {
+    Err(io::Error::other("it panicked"))
 }
 
 impl Drop for ControlFs {
