@@ -148,7 +148,7 @@ fn clear_stale(path: &Path) -> Result<(), MountError> {
         let Ok(top) = top(path) else { break };
         let kind = kind_of(&top);
         let is_ours = kind.as_deref() == Some(TYPE);
-        match rustix::fs::stat(path) {
+        match ask(path) {
             Err(Errno::NOTCONN) if is_ours => unmount(&top).map_err(|errno| MountError::Mount {
                 path: path.into(),
                 call: "umount",
@@ -158,11 +158,17 @@ fn clear_stale(path: &Path) -> Result<(), MountError> {
                 let kind = kind.unwrap_or_else(|| "unknown".into());
                 return Err(MountError::Foreign { path: path.into(), kind });
             }
-            Ok(_) if is_ours => return Err(MountError::InUse(path.into())),
+            Ok(()) if is_ours => return Err(MountError::InUse(path.into())),
             _ => break,
         }
     }
     Ok(())
+}
+
+/// Asks whoever serves a directory for it: the kernel would answer with what it keeps, though he is gone.
+fn ask(path: &Path) -> rustix::io::Result<()> {
+    let (flags, which) = (AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
+    rustix::fs::statx(rustix::fs::CWD, path, flags, which).map(drop)
 }
 
 /// The type of the file system that a directory is in.
