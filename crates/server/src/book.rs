@@ -11,6 +11,7 @@ use numerge_linux::Ranges;
 use numerge_protocol::{Answer, OutcomeRun, Sequence, Unmerged};
 
 use crate::pages::{count, gaps_in, overlap, parts_in};
+use crate::stalls::Stalls;
 
 /// Questions that may be unanswered at one time.
 const QUESTIONS: usize = 8;
@@ -19,9 +20,6 @@ const QUESTIONS: usize = 8;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// What that becomes for one that keeps others waiting more often than it answers.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
-
-/// How long a client that was asked something says nothing before that is a stall.
-const STALL: Duration = Duration::from_millis(100);
 
 /// Most ranges that are kept track of. A program has a mapping for each, of which it has fewer.
 const RANGES: usize = 1 << 18;
@@ -37,32 +35,6 @@ pub(crate) enum Lie {
     Length { sequence: u64, found: u64, asked: u64 },
     #[error("pages in more pieces than any program has mappings")]
     Pieces,
-}
-
-/// Times that a client was asked to merge or unmerge something and said nothing for 100 ms or longer. Who
-/// touches what it was asked about may have waited as long.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Stalls {
-    /// How often.
-    pub count: u64,
-    /// How long in all.
-    pub total: Duration,
-    /// The longest.
-    pub longest: Duration,
-}
-
-impl Stalls {
-    /// Counts a silence in, if it was long.
-    fn and(self, silence: Duration) -> Self {
-        if silence < STALL {
-            return self;
-        }
-        Self {
-            count: self.count + 1,
-            total: self.total.saturating_add(silence),
-            longest: self.longest.max(silence),
-        }
-    }
 }
 
 /// A question.

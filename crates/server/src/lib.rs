@@ -35,10 +35,11 @@ mod rejection;
 mod scans;
 mod server;
 mod settings;
+mod stalls;
 mod worker;
 
-pub use book::Stalls;
 pub use domain::{Domain, DomainId};
 pub use numerge_protocol::{Listener, Socket, SocketError};
 pub use options::{Domains, Members, Options, Quotas};
 pub use server::{BindError, ClientInfo, Server};
+pub use stalls::Stalls;

@@ -32,8 +32,9 @@ const MERGE_WAIT: Duration = Duration::from_millis(250);
 /// How long an unmerge waits, while everything else in the engine does (S5.2). What is answered later
 /// is known to who asks again.
 const UNMERGE_WAIT: Duration = Duration::from_millis(8);
-/// How long a client may be silent, where nobody else waits.
+/// How long a client may be silent, where nobody else waits, and how long it may say other things.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// What came of waiting for answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,8 +95,8 @@ impl RemoteMemory {
         !book.is_over()
     }
 
-    /// Waits until the client has answered all that it was asked, or is silent for long. For who holds
-    /// nobody up.
+    /// Waits until the client has answered all that it was asked, or is silent for long, or says nothing of
+    /// that for longer. For who holds nobody up.
     pub(crate) fn wait_for_answers(&self) -> Answers {
         let mut book = self.book();
         if !book.is_asked_anything() {
@@ -103,7 +104,7 @@ impl RemoteMemory {
         }
         let since = Instant::now();
         while book.is_asked_anything() && !book.is_over() {
-            let deadline = book.heard().max(since) + ANSWER_WAIT;
+            let deadline = (book.heard().max(since) + ANSWER_WAIT).min(since + LONGEST_WAIT);
             if Instant::now() >= deadline {
                 return Answers::Silence;
             }

@@ -12,11 +12,11 @@ use numerge_protocol::{Listener, SocketError};
 use numerge_topology::{Topology, TopologyError};
 
 use crate::accept::accept_all;
-use crate::book::Stalls;
 use crate::domain::{Domain, DomainId};
 use crate::host::Host;
 use crate::mappings;
 use crate::options::Options;
+use crate::stalls::Stalls;
 
 /// How long clients have to leave once the server ends.
 const LEAVE_WAIT: Duration = Duration::from_secs(10);

@@ -68,8 +68,7 @@ impl Host {
 
     /// Pages that are merged.
     fn merged(&self) -> u64 {
-        let counters = self.all_domains().into_iter().map(|domain| domain.engine().counters());
-        counters.map(|all| all.pages_shared + all.pages_sharing + all.ksm_zero_pages).sum()
+        self.all_domains().iter().map(|domain| merged_in(domain)).sum()
     }
 
     /// Pages that were given memory of their own again, in all.
@@ -134,8 +133,7 @@ impl Host {
             }
             let mut clients = self.all_clients();
             clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-            let counters = domain.engine().counters();
-            let left = counters.pages_shared + counters.pages_sharing + counters.ksm_zero_pages;
+            let left = merged_in(domain);
             tracing::debug!(domain = %domain.id(), pages = left, "unmerging: waits for answers");
             let mut gets_on = left < least;
             least = least.min(left);
@@ -224,6 +222,12 @@ impl Host {
         }
         self.all_domains().iter().for_each(|domain| self.follow(domain));
     }
+}
+
+/// Pages of a domain that are merged.
+fn merged_in(domain: &Domain) -> u64 {
+    let counters = domain.engine().counters();
+    counters.pages_shared + counters.pages_sharing + counters.ksm_zero_pages
 }
 
 fn is_silence(error: &KnobError) -> bool {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use numerge_engine::{Knob, KnobError, UnmergeError};
+use numerge_engine::{ADVISOR_SCAN_TIME, Knob, KnobError, UnmergeError};
 
 use crate::bed::{Bed, until};
 
@@ -33,4 +33,43 @@ fn s5_2_what_is_set_while_everything_is_unmerged_counts() {
     other.signal(libc::SIGCONT);
     bed.until_merged(PAGES, PAGES);
     assert_eq!([one.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
+}
+
+/// One that says this and that all the time.
+#[test]
+fn s5_2_run_2_ends_though_a_client_talks_and_never_answers() {
+    let Some(bed) = Bed::new() else { return };
+    let [mut talker, mut other] = bed.merged_clients(PAGES);
+    talker.ask("manner slow-to-unmerge");
+    std::thread::scope(|scope| {
+        let unmerging = scope.spawn(|| bed.server.set(Knob::Run, 2));
+        let mut said = 0;
+        while !unmerging.is_finished() {
+            assert!(said < 3000, "waited for all the time");
+            // That is in use already, and it is told so.
+            talker.ask("say-register 77 0 10");
+            said += 1;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let error = unmerging.join().unwrap().unwrap_err();
+        assert!(error.to_string().contains("does not answer"), "{error}");
+    });
+    talker.ask("manner honest");
+    talker.ask("answer");
+    until(|| bed.server.set(Knob::Run, 2).is_ok(), || "still merged".into());
+    assert_eq!(bed.server.counters().pages_shared, 0);
+    assert_eq!([talker.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
+}
+
+/// By the full scans that are counted for others.
+#[test]
+fn s5_4_the_advisor_hears_of_full_scans() {
+    let Some(bed) = Bed::new() else { return };
+    let _clients = bed.merged_clients::<2>(PAGES);
+    bed.server.set(Knob::AdvisorMinPagesToScan, 600).unwrap();
+    bed.server.set(Knob::AdvisorMode, ADVISOR_SCAN_TIME).unwrap();
+    assert_eq!(bed.server.knob(Knob::PagesToScan), 600);
+    bed.server.set(Knob::AdvisorMinPagesToScan, 500).unwrap();
+    let advised = || bed.server.knob(Knob::PagesToScan);
+    until(|| advised() == 500, || format!("pages_to_scan is {}", advised()));
 }
