@@ -19,7 +19,7 @@ use numerge_engine::machine::{Outcome, PAGE_SIZE, Vpn};
 
 use crate::frame_file::FrameRun;
 use crate::maps::Attributes;
-use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, span};
+use crate::memory::{Bench, ProcessMemory, STAGING_PAGES, Tables, span};
 use crate::merge::map_frames;
 use crate::num::{PAGE_BYTES, address, count, pointer, size};
 
@@ -86,7 +86,7 @@ impl ProcessMemory {
     }
 
     fn merge_parts(&self, bench: &mut Bench<'_>, parts: &mut [Part], out: &mut [Outcome]) {
-        let pin_test = &mut bench.tables.pin_test;
+        let Tables { pin_test, registered, .. } = &mut *bench.tables;
         pin_test.clear();
         // From here on until all are released, nothing is allocated.
         for part in &mut *parts {
@@ -96,7 +96,7 @@ impl ProcessMemory {
                 self.release_writers(&part.pages);
             }
         }
-        pin_test.passes();
+        pin_test.passes(registered);
         for part in &*parts {
             let out = &mut out[part.place..part.place + size(count(&part.pages))];
             if part.held {

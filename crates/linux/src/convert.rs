@@ -27,6 +27,7 @@ use crate::memory::{Bench, ProcessMemory, Tables, pages_of, span};
 use crate::num::{address, count, pointer, size};
 use crate::pagemap::category;
 use crate::pin_test::PinTest;
+use crate::ranges::Ranges;
 use crate::uffd::Mode;
 use crate::{nodes, sys};
 
@@ -63,7 +64,8 @@ impl ProcessMemory {
             self.release_writers(pages);
             return Err(Refusal::Exhausted);
         }
-        let copied = self.snapshot(pages, &mut tables.pin_test);
+        let Tables { pin_test, registered, .. } = tables;
+        let copied = self.snapshot(pages, pin_test, registered);
         let swapped = copied.and_then(|()| {
             if put_over(pages, empty).is_ok() || self.refill(pages) {
                 Ok(())
@@ -74,7 +76,7 @@ impl ProcessMemory {
         if let Err(refusal) = swapped {
             self.release_writers(pages);
             self.drop_staged(size(count(pages)));
-            tables.pin_test.put_back(|_| true);
+            pin_test.put_back(|_| true);
             return Err(refusal);
         }
         // Only a loss of joining if it fails.
@@ -135,7 +137,12 @@ impl ProcessMemory {
     }
 
     /// Copies pages that nobody can write to now to the staging area.
-    fn snapshot(&self, pages: &Range<Vpn>, pin_test: &mut PinTest) -> Result<(), Refusal> {
+    fn snapshot(
+        &self,
+        pages: &Range<Vpn>,
+        pin_test: &mut PinTest,
+        registered: &Ranges<Attributes>,
+    ) -> Result<(), Refusal> {
         pin_test.clear();
         if self.add_own_pages(pages, pin_test).is_err() {
             return Err(Refusal::Exhausted);
@@ -145,7 +152,7 @@ impl ProcessMemory {
             // them.
             nodes::prefer_node_of(pages.start, self.staging.span());
         }
-        if !pin_test.passes() {
+        if !pin_test.passes(registered) {
             return Err(Refusal::MaybePinned);
         }
         let len = size(count(pages)) * PAGE_SIZE;

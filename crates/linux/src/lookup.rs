@@ -11,14 +11,20 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use numerge_engine::machine::Vpn;
 
 use crate::maps::Mapping;
+use crate::memory::ADDRESSABLE;
 use crate::num::{PAGE_SHIFT, address};
+use crate::ranges::Ranges;
 
 /// `_IOWR('f', 17, struct procmap_query)`.
 const PROCMAP_QUERY: u64 = 3 << 30 | (size_of::<Query>() as u64) << 16 | (b'f' as u64) << 8 | 17;
 /// The mapping at an address, or else the next.
 const COVERING_OR_NEXT: u64 = 0x10;
-/// Only mappings with MAP_SHARED, of files.
-const SHARED_FILES: u64 = 0x08 | 0x20;
+/// Mappings with MAP_SHARED: what the kernel says of one, and part of what it may be asked for.
+const SHARED: u64 = 0x08;
+/// Asks for mappings with MAP_SHARED, of files, only.
+const SHARED_FILES: u64 = SHARED | 0x20;
+/// Mappings that are asked about one by one, a millisecond's worth.
+const ONE_BY_ONE: u32 = 2048;
 /// Readable, writable, executable, with the same bits as in mmap(2).
 const PROTECTION: u64 = 0x7;
 
@@ -106,22 +112,40 @@ fn query(
 }
 
 /// Passes the name of the file of each mapping with MAP_SHARED to `each`, as /proc/PID/maps has it, in
-/// ascending order, while that says so. Allocates nothing.
+/// ascending order, while that says so. Nothing is asked of pages in `private`, which has none of them and
+/// may have tens of thousands of mappings. Allocates nothing.
 ///
 /// # Errors
 /// That of the kernel: one before 6.11 has ENOTTY for it. ENAMETOOLONG if a file has no path of at most 4095
 /// bytes.
-pub(crate) fn shared_files(
+pub(crate) fn shared_files<T: Copy + PartialEq>(
     maps: BorrowedFd<'_>,
+    private: &Ranges<T>,
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> io::Result<()> {
     let mut name = [0; 4096];
-    let mut at = 0;
-    while let Some(found) = query(maps, COVERING_OR_NEXT | SHARED_FILES, at, &mut name)? {
-        // It counts the zero at the end.
-        let length = usize::try_from(found.vma_name_size).unwrap_or(0);
-        if found.vma_end <= at || !each(name.get(..length.saturating_sub(1)).unwrap_or_default()) {
-            break;
+    let (mut at, mut asked) = (0, 0);
+    loop {
+        let page = Vpn(at >> PAGE_SHIFT);
+        let known = private.next_in(&(page..ADDRESSABLE)).filter(|(known, _)| known.start == page);
+        if let Some((known, _)) = known {
+            at = address(known.end);
+            continue;
+        }
+        // Asked for one of a kind, the kernel goes from mapping to mapping, through `private` too. That is
+        // worth it only where there are many others.
+        let kind = if asked < ONE_BY_ONE { 0 } else { SHARED_FILES };
+        let Some(mut found) = query(maps, COVERING_OR_NEXT | kind, at, &mut [])? else { break };
+        asked += 1;
+        if found.vma_flags & SHARED != 0 {
+            let named = query(maps, COVERING_OR_NEXT | SHARED_FILES, at, &mut name)?;
+            let Some(named) = named else { break };
+            found = named;
+            // It counts the zero at the end.
+            let length = usize::try_from(found.vma_name_size).unwrap_or(0);
+            if !each(name.get(..length.saturating_sub(1)).unwrap_or_default()) {
+                break;
+            }
         }
         at = found.vma_end;
     }

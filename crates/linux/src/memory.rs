@@ -88,6 +88,11 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
+    /// Whether it can be told of single pages that they are not pinned, as things stand.
+    pub(crate) fn can_tell_pins(&self) -> bool {
+        self.pin_test.can_tell(&self.registered)
+    }
+
     /// The first pages in `pages` that are registered and in file mappings.
     pub(crate) fn registered_file_in(&self, pages: &Range<Vpn>) -> Option<Range<Vpn>> {
         let mut at = pages.start;

@@ -65,7 +65,8 @@ impl ProcessMemory {
     /// Looks at some pages from `at` on, and gives how many went back to anonymous memory.
     pub(crate) fn mend(&self, at: &mut Vpn) -> u64 {
         // Without a test for pins, those that were written to would be all that stays.
-        if !self.bench().tables.pin_test.can_tell() || host::spare_pages() < LOOK_PAGES {
+        let can_tell = self.bench().tables.can_tell_pins();
+        if !can_tell || host::spare_pages() < LOOK_PAGES {
             return 0;
         }
         let (mut looked, mut given_back, mut windows) = (0, 0, 0);

@@ -11,10 +11,12 @@ use std::ops::Range;
 use numerge_engine::machine::{PAGE_SIZE, Vpn};
 use numerge_topology::allowed_memory_nodes;
 
+use crate::maps::Attributes;
 use crate::memory::STAGING_PAGES;
 use crate::nodes::move_pages;
 use crate::num::{address, size};
 use crate::pins::{self, Pins};
+use crate::ranges::Ranges;
 
 /// Which of the pages that nobody can write to now may be pinned. Reused: asking allocates nothing.
 #[derive(Debug)]
@@ -42,8 +44,8 @@ impl PinTest {
     }
 
     /// Whether it can be told of single pages that they are not pinned, as things stand.
-    pub(crate) fn can_tell(&self) -> bool {
-        match pins::possible() {
+    pub(crate) fn can_tell(&self, registered: &Ranges<Attributes>) -> bool {
+        match pins::possible(registered) {
             Pins::None => true,
             Pins::ByFiles => self.has_several_nodes(),
             Pins::ByDevices => false,
@@ -78,9 +80,11 @@ impl PinTest {
     ///
     /// The files this process has open are looked at now and not earlier: nobody has pinned one of the
     /// pages since they can't be written to, and who did before, did so by a file.
-    pub(crate) fn passes(&mut self) -> bool {
-        match pins::possible() {
-            _ if self.addresses.is_empty() => {}
+    pub(crate) fn passes(&mut self, registered: &Ranges<Attributes>) -> bool {
+        if self.addresses.is_empty() {
+            return true;
+        }
+        match pins::possible(registered) {
             // Also without a file: a process_vm_writev(2) may be under way.
             Pins::None | Pins::ByFiles if self.has_several_nodes() => self.try_to_move(),
             Pins::None => {}

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::lookup;
+use crate::ranges::Ranges;
 
 /// Devices that never pin a page.
 const HARMLESS_DEVICES: [&str; 10] = [
@@ -90,14 +91,15 @@ const CACHED: [&str; 22] = [
 /// Most files that are looked through: it takes some microseconds a file. Most threads, too.
 const FILES: usize = 4096;
 
-/// Looks through the files this process has open, if they are not too many. Allocates nothing.
+/// Looks through the files this process has open, if they are not too many, and through what it has mapped
+/// but for `private`, where nothing with MAP_SHARED is. Allocates nothing.
 #[must_use]
-pub(crate) fn possible() -> Pins {
-    look().unwrap_or(Pins::ByDevices)
+pub(crate) fn possible<T: Copy + PartialEq>(private: &Ranges<T>) -> Pins {
+    look(private).unwrap_or(Pins::ByDevices)
 }
 
 /// None if that can't be told.
-fn look() -> Option<Pins> {
+fn look<T: Copy + PartialEq>(private: &Ranges<T>) -> Option<Pins> {
     // A thread's, for of a process whose first thread has ended nothing is told.
     let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
     let mut looked_at = 0;
@@ -107,12 +109,12 @@ fn look() -> Option<Pins> {
         return None;
     }
     let others = other_tables(&mut looked_at)?;
-    Some(pinned.max(first).max(others).max(mapped()?))
+    Some(pinned.max(first).max(others).max(mapped(private)?))
 }
 
 /// The worst of what is mapped with MAP_SHARED, as rings and devices are; it need not be open any more. None
 /// if that can't be told.
-fn mapped() -> Option<Pins> {
+fn mapped<T: Copy + PartialEq>(private: &Ranges<T>) -> Option<Pins> {
     let maps = open(c"/proc/thread-self/maps")?;
     let (mut worst, mut seen) = (Pins::None, 0);
     let each = |name: &[u8]| {
@@ -120,7 +122,7 @@ fn mapped() -> Option<Pins> {
         seen += 1;
         seen <= FILES && worst != Pins::ByDevices
     };
-    match lookup::shared_files(maps.as_fd(), each) {
+    match lookup::shared_files(maps.as_fd(), private, each) {
         Ok(()) => (seen <= FILES).then_some(worst),
         // Before Linux 6.11 all mappings would have to be read, of which there may be tens of thousands.
         Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => asynchronous_reads(),
@@ -438,8 +440,44 @@ struct Info {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::ops::Range;
+
+    use numerge_engine::machine::Vpn;
 
     use super::*;
+    use crate::num::{PAGE_SHIFT, count, pointer, size};
+    use crate::sys;
+
+    /// Memory in so many mappings, a page each.
+    struct Mappings {
+        pages: Range<Vpn>,
+    }
+
+    impl Mappings {
+        fn new(number: u64) -> Self {
+            let len = size(number << PAGE_SHIFT);
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            // SAFETY: new memory.
+            let at = unsafe { sys::map(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+            let at = at.expect("mapped").expose_provenance() as u64 >> PAGE_SHIFT;
+            let pages = Vpn(at)..Vpn(at + number);
+            for n in (0..number).step_by(2) {
+                let (page, len) = (pointer(pages.start.plus(n)), size(1 << PAGE_SHIFT));
+                let flags = flags | libc::MAP_FIXED;
+                // SAFETY: of the memory that was made here.
+                unsafe { sys::map(page, len, libc::PROT_READ, flags, -1, 0) }.expect("mapped");
+            }
+            Self { pages }
+        }
+    }
+
+    impl Drop for Mappings {
+        fn drop(&mut self) {
+            let len = size(count(&self.pages) << PAGE_SHIFT);
+            // SAFETY: memory made by new(), to which nothing points.
+            unsafe { sys::unmap(pointer(self.pages.start), len) }.expect("unmapped");
+        }
+    }
 
     #[test]
     fn what_is_not_known_counts_as_able_to_pin() {
@@ -469,18 +507,27 @@ mod tests {
 
     #[test]
     fn what_is_mapped_and_closed_is_found() {
-        assert_eq!(mapped(), Some(Pins::None));
+        let mut private = Ranges::<()>::new();
+        assert_eq!(mapped(&private), Some(Pins::None));
         let mut context: libc::c_ulong = 0;
         // SAFETY: gives a number.
         let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
         assert_eq!(made, 0, "{}", io::Error::last_os_error());
         assert_eq!(asynchronous_reads(), Some(Pins::ByFiles));
-        assert_eq!(mapped(), Some(Pins::ByFiles));
-        assert!(possible() >= Pins::ByFiles);
+        assert_eq!(mapped(&private), Some(Pins::ByFiles));
+        assert!(possible(&private) >= Pins::ByFiles);
+        // Its number is its address; the kernel looks for room downwards, so this is before it.
+        let ring = Vpn(context >> PAGE_SHIFT);
+        let mappings = Mappings::new(4096);
+        assert!(mappings.pages.end <= ring, "{:?} {ring:?}", mappings.pages);
+        assert_eq!(mapped(&private), Some(Pins::ByFiles), "not one by one");
+        private.insert(mappings.pages.clone(), ());
+        assert_eq!(mapped(&private), Some(Pins::ByFiles), "behind what is private");
+        drop(mappings);
         // SAFETY: the one made here.
         let ended = unsafe { libc::syscall(libc::SYS_io_destroy, context) };
         assert_eq!(ended, 0);
-        assert_eq!(mapped(), Some(Pins::None));
+        assert_eq!(mapped(&private), Some(Pins::None));
         for (name, pins) in [
             ("/dev/zero (deleted)", Pins::None),
             ("/dev/shm/a", Pins::None),

@@ -49,7 +49,7 @@ impl ProcessMemory {
     fn hulls(&self, ranges: &[Range<Vpn>]) -> Vec<Range<Vpn>> {
         let bench = self.bench();
         let tables = &bench.tables;
-        let can_go = tables.pin_test.can_tell();
+        let can_go = tables.can_tell_pins();
         let mut hulls: Vec<Range<Vpn>> = Vec::with_capacity(ranges.len());
         for pages in ranges {
             match hulls.last_mut() {
