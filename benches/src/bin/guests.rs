@@ -18,6 +18,11 @@ const POLL: Duration = Duration::from_millis(10);
 /// Savings are at rest when they have not grown by a hundredth for so long.
 const REST: Duration = Duration::from_secs(4);
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// The machine's memory is at rest when it has changed by no more than so many bytes for so long; or else
+/// after so long.
+const SETTLED_BYTES: u64 = 1 << 20;
+const SETTLED: Duration = Duration::from_secs(5);
+const UNSETTLED: Duration = Duration::from_secs(30);
 const PAGE_BYTES: u64 = 4096;
 
 /// Who merges.
@@ -79,11 +84,26 @@ fn ksm_set(name: &str, value: &str) -> io::Result<()> {
     std::fs::write(format!("/sys/kernel/mm/ksm/{name}"), value)
 }
 
+/// The machine's available memory at rest: what it gives back late after the guests' boot, nobody has merged,
+/// and what was merged comes back by and by.
+fn settled_bytes() -> io::Result<u64> {
+    let began = Instant::now();
+    let (mut settled, mut since) = (available_bytes()?, Instant::now());
+    while since.elapsed() < SETTLED && began.elapsed() < UNSETTLED {
+        sleep(SETTLED / 50);
+        let now = available_bytes()?;
+        if now.abs_diff(settled) > SETTLED_BYTES {
+            (settled, since) = (now, Instant::now());
+        }
+    }
+    available_bytes()
+}
+
 /// Prints what was saved and given back, in bytes, and seconds: until 95 % of that was saved, and until 95 %
 /// of what another saved was.
 fn measure(name: &str, another: Option<u64>) -> io::Result<()> {
     let mut merger = Merger::find(name)?;
-    let before = available_bytes()?;
+    let before = settled_bytes()?;
     let began = Instant::now();
     merger.begin()?;
     let mut curve: Vec<(f64, u64)> = Vec::new();
@@ -100,7 +120,7 @@ fn measure(name: &str, another: Option<u64>) -> io::Result<()> {
         sleep(POLL);
     }
     let saved = curve.last().map_or(0, |(_, saved)| *saved);
-    let freed = available_bytes()?.cast_signed() - before.cast_signed();
+    let freed = settled_bytes()?.cast_signed() - before.cast_signed();
     let reached = |wanted: u64| {
         let there = curve.iter().find(|(_, now)| *now * 100 >= wanted * 95);
         there.map_or(f64::NAN, |(seconds, _)| *seconds)

@@ -70,6 +70,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    numerge_linux::keep_heap_small();
     let done = match Arguments::parse().command {
         Command::Merge(arguments) => merge::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Run(arguments) => run::run(&arguments),

@@ -26,6 +26,7 @@ mod events;
 mod fork;
 mod frame_file;
 mod frame_view;
+mod heap;
 mod host;
 mod join;
 mod kinds;
@@ -63,6 +64,7 @@ pub use fork::{
 };
 pub use frame_file::{FrameRun, FrameSource};
 pub use frame_view::FrameView;
+pub use heap::{keep_heap_small, trim_heap};
 pub use host::{available_bytes, check_kernel, mappings_limit, proportional_bytes};
 pub use memory::ProcessMemory;
 pub use nodes::Machine;

@@ -22,6 +22,7 @@ mod book;
 mod chatter;
 mod client;
 mod domain;
+mod heap;
 mod host;
 mod inbox;
 mod journal;

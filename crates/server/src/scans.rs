@@ -21,6 +21,7 @@ use numerge_engine::{Knob, Progress, RETRY_PASSES};
 
 use crate::client::Client;
 use crate::domain::Domain;
+use crate::heap::Trims;
 use crate::host::Host;
 use crate::memory::Answers;
 
@@ -70,11 +71,12 @@ impl Scans {
 impl Host {
     /// Counts full scans until the server stops.
     pub(crate) fn count_scans(&self) {
-        let mut idle = IDLE;
+        let (mut idle, mut trims) = (IDLE, Trims::default());
         while !self.waits_to_stop(Duration::ZERO) {
             let epoch = self.scans.epoch.load(Ordering::SeqCst);
             if self.is_scanning() && self.full_scan() {
                 self.scans.count(epoch);
+                trims.trim_if_due(self.attempted());
                 idle = IDLE;
             } else if self.waits_to_stop(idle) {
                 return;
@@ -82,6 +84,11 @@ impl Host {
                 idle = LONG_IDLE.min(idle * 2);
             }
         }
+    }
+
+    /// Pages that were tried to merge, in all.
+    fn attempted(&self) -> u64 {
+        self.all_domains().iter().map(|domain| domain.engine().progress().attempted).sum()
     }
 
     fn is_scanning(&self) -> bool {
