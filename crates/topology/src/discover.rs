@@ -33,13 +33,15 @@ impl Topology {
     /// machine, and those of [`new`](Self::new), such as for a described machine without memory.
     pub fn discover() -> Result<Self, TopologyError> {
         let description = description()?;
-        let found = hwloc::find()?;
-        // hwloc falls back to the real machine, without a word, when it can't take a description.
+        let found = hwloc::find();
+        // When it can't take a description, hwloc falls back to the real machine, without a word, or, where it
+        // is without libxml2, gives up.
         if let Some((variable, value)) = description
-            && found.this_machine
+            && found.as_ref().map_or(true, |found| found.this_machine)
         {
             return Err(TopologyError::NotUnderstood { variable, value });
         }
+        let found = found?;
         let libnuma = if found.this_machine { Libnuma::open() } else { None };
         assemble(
             found,
