@@ -19,3 +19,43 @@ pub fn trim_heap() {
     // SAFETY: touches free memory only, as any call of free() may.
     unsafe { libc::malloc_trim(0) };
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use numerge_engine::machine::PAGE_SIZE;
+
+    use super::*;
+
+    fn anonymous_bytes() -> u64 {
+        let status = fs::read_to_string("/proc/thread-self/status").expect("status");
+        let found = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kilobytes =
+            found.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        kilobytes.expect("RssAnon in kB") << 10
+    }
+
+    #[test]
+    fn large_blocks_are_mappings_after_one_was_freed() {
+        keep_heap_small();
+        for _ in 0..2 {
+            let block = vec![1_u8; 16 << 20];
+            // The C library has 16 bytes of its own before it.
+            assert_eq!(block.as_ptr().addr() % PAGE_SIZE, 16);
+        }
+    }
+
+    #[test]
+    fn free_memory_between_blocks_goes_back() {
+        const BYTES: usize = 64 << 10;
+        let blocks: Vec<_> = (0..2048).map(|_| vec![1_u8; BYTES]).collect();
+        // Every other one, so that nothing is free at the end of a heap.
+        let kept: Vec<_> = blocks.into_iter().step_by(2).collect();
+        let before = anonymous_bytes();
+        trim_heap();
+        let after = anonymous_bytes();
+        assert!(after + (32 << 20) < before, "{before} {after}: 64 MiB are free");
+        assert!(kept.iter().all(|block| block.iter().all(|byte| *byte == 1)));
+    }
+}

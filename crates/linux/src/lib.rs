@@ -31,6 +31,7 @@ mod host;
 mod join;
 mod kinds;
 mod lookup;
+mod mapped;
 mod maps;
 mod memory;
 mod mend;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use numerge_engine::machine::Vpn;
 
-use crate::maps::Mapping;
+use crate::maps::{Attributes, Mapping};
 use crate::memory::ADDRESSABLE;
 use crate::num::{PAGE_SHIFT, address};
 use crate::ranges::Ranges;
@@ -112,33 +112,35 @@ fn query(
 }
 
 /// Passes the name of the file of each mapping with MAP_SHARED to `each`, as /proc/PID/maps has it, in
-/// ascending order, while that says so. Nothing is asked of pages in `private`, which has none of them and
-/// may have tens of thousands of mappings. Allocates nothing.
+/// ascending order, while that says so. Passes over what is `registered`, where none of them is, and may be tens
+/// of thousands of others. Allocates nothing.
 ///
 /// # Errors
 /// That of the kernel: one before 6.11 has ENOTTY for it. ENAMETOOLONG if a file has no path of at most 4095
 /// bytes.
-pub(crate) fn shared_files<T: Copy + PartialEq>(
+pub(crate) fn shared_files(
     maps: BorrowedFd<'_>,
-    private: &Ranges<T>,
+    registered: &Ranges<Attributes>,
     mut each: impl FnMut(&[u8]) -> bool,
 ) -> io::Result<()> {
     let mut name = [0; 4096];
     let (mut at, mut asked) = (0, 0);
     loop {
         let page = Vpn(at >> PAGE_SHIFT);
-        let known = private.next_in(&(page..ADDRESSABLE)).filter(|(known, _)| known.start == page);
+        let known =
+            registered.next_in(&(page..ADDRESSABLE)).filter(|(known, _)| known.start == page);
         if let Some((known, _)) = known {
             at = address(known.end);
             continue;
         }
-        // Asked for one of a kind, the kernel goes from mapping to mapping, through `private` too. That is
+        // Asked for one of a kind, the kernel goes from mapping to mapping, through what is registered too. That is
         // worth it only where there are many others.
         let kind = if asked < ONE_BY_ONE { 0 } else { SHARED_FILES };
         let Some(mut found) = query(maps, COVERING_OR_NEXT | kind, at, &mut [])? else { break };
         asked += 1;
         if found.vma_flags & SHARED != 0 {
-            let named = query(maps, COVERING_OR_NEXT | SHARED_FILES, at, &mut name)?;
+            let start = found.vma_start;
+            let named = query(maps, COVERING_OR_NEXT | SHARED_FILES, start, &mut name)?;
             let Some(named) = named else { break };
             found = named;
             // It counts the zero at the end.

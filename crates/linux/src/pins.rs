@@ -8,8 +8,8 @@
 //!
 //! Looked through is every table of files that a thread of this process has, but the calling thread's own:
 //! a program's threads may have some of theirs, and an io_uring may be in none. What that has pinned for
-//! long is counted by the kernel. And looked through is what is mapped: the rings of an io_uring and of what
-//! io_setup(2) makes are, and a device may be that was closed.
+//! long is counted by the kernel. And looked
+//! through is what is mapped: [`crate::mapped`].
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -19,11 +19,12 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use crate::lookup;
+use crate::mapped::mapped;
+use crate::maps::Attributes;
 use crate::ranges::Ranges;
 
 /// Devices that never pin a page.
-const HARMLESS_DEVICES: [&str; 10] = [
+pub(crate) const HARMLESS_DEVICES: [&str; 10] = [
     "/dev/null",
     "/dev/zero",
     "/dev/full",
@@ -89,17 +90,17 @@ const CACHED: [&str; 22] = [
 ];
 
 /// Most files that are looked through: it takes some microseconds a file. Most threads, too.
-const FILES: usize = 4096;
+pub(crate) const FILES: usize = 4096;
 
 /// Looks through the files this process has open, if they are not too many, and through what it has mapped
-/// but for `private`, where nothing with MAP_SHARED is. Allocates nothing.
+/// but for registered memory, where nothing with MAP_SHARED is. Allocates nothing.
 #[must_use]
-pub(crate) fn possible<T: Copy + PartialEq>(private: &Ranges<T>) -> Pins {
-    look(private).unwrap_or(Pins::ByDevices)
+pub(crate) fn possible(registered: &Ranges<Attributes>) -> Pins {
+    look(registered).unwrap_or(Pins::ByDevices)
 }
 
 /// None if that can't be told.
-fn look<T: Copy + PartialEq>(private: &Ranges<T>) -> Option<Pins> {
+fn look(registered: &Ranges<Attributes>) -> Option<Pins> {
     // A thread's, for of a process whose first thread has ended nothing is told.
     let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
     let mut looked_at = 0;
@@ -109,49 +110,10 @@ fn look<T: Copy + PartialEq>(private: &Ranges<T>) -> Option<Pins> {
         return None;
     }
     let others = other_tables(&mut looked_at)?;
-    Some(pinned.max(first).max(others).max(mapped(private)?))
+    Some(pinned.max(first).max(others).max(mapped(registered)?))
 }
 
-/// The worst of what is mapped with MAP_SHARED, as rings and devices are; it need not be open any more. None
-/// if that can't be told.
-fn mapped<T: Copy + PartialEq>(private: &Ranges<T>) -> Option<Pins> {
-    let maps = open(c"/proc/thread-self/maps")?;
-    let (mut worst, mut seen) = (Pins::None, 0);
-    let each = |name: &[u8]| {
-        worst = worst.max(pins_of_mapped(name));
-        seen += 1;
-        seen <= FILES && worst != Pins::ByDevices
-    };
-    match lookup::shared_files(maps.as_fd(), private, each) {
-        Ok(()) => (seen <= FILES).then_some(worst),
-        // Before Linux 6.11 all mappings would have to be read, of which there may be tens of thousands.
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => asynchronous_reads(),
-        Err(_) => None,
-    }
-}
-
-/// Whether anybody on this machine has what io_setup(2) makes. None if that can't be told.
-fn asynchronous_reads() -> Option<Pins> {
-    let mut text = [0; 2];
-    rustix::io::read(&open(c"/proc/sys/fs/aio-nr")?, &mut text).ok()?;
-    Some(if text == *b"0\n" { Pins::None } else { Pins::ByFiles })
-}
-
-fn pins_of_mapped(name: &[u8]) -> Pins {
-    // How /proc says that no directory has it any more.
-    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    if name == b"/[aio]" {
-        return Pins::ByFiles;
-    }
-    if let Some(kind) = name.strip_prefix(b"anon_inode:") {
-        return pins_of_kind(kind);
-    }
-    let is_device = name.starts_with(b"/dev/") && !name.starts_with(b"/dev/shm/");
-    let harmless = !is_device || HARMLESS_DEVICES.iter().any(|known| known.as_bytes() == name);
-    if harmless && !name.starts_with(b"socket:") { Pins::None } else { Pins::ByDevices }
-}
-
-fn pins_of_kind(kind: &[u8]) -> Pins {
+pub(crate) fn pins_of_kind(kind: &[u8]) -> Pins {
     match kind {
         b"[io_uring]" => Pins::ByFiles,
         _ if kind == b"kvm-vm" || kind.starts_with(b"kvm-vcpu") => kvm(),
@@ -160,7 +122,7 @@ fn pins_of_kind(kind: &[u8]) -> Pins {
     }
 }
 
-fn open(path: &CStr) -> Option<OwnedFd> {
+pub(crate) fn open(path: &CStr) -> Option<OwnedFd> {
     open_at(rustix::fs::CWD, path).ok()
 }
 
@@ -439,45 +401,7 @@ struct Info {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::ops::Range;
-
-    use numerge_engine::machine::Vpn;
-
     use super::*;
-    use crate::num::{PAGE_SHIFT, count, pointer, size};
-    use crate::sys;
-
-    /// Memory in so many mappings, a page each.
-    struct Mappings {
-        pages: Range<Vpn>,
-    }
-
-    impl Mappings {
-        fn new(number: u64) -> Self {
-            let len = size(number << PAGE_SHIFT);
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            // SAFETY: new memory.
-            let at = unsafe { sys::map(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
-            let at = at.expect("mapped").expose_provenance() as u64 >> PAGE_SHIFT;
-            let pages = Vpn(at)..Vpn(at + number);
-            for n in (0..number).step_by(2) {
-                let (page, len) = (pointer(pages.start.plus(n)), size(1 << PAGE_SHIFT));
-                let flags = flags | libc::MAP_FIXED;
-                // SAFETY: of the memory that was made here.
-                unsafe { sys::map(page, len, libc::PROT_READ, flags, -1, 0) }.expect("mapped");
-            }
-            Self { pages }
-        }
-    }
-
-    impl Drop for Mappings {
-        fn drop(&mut self) {
-            let len = size(count(&self.pages) << PAGE_SHIFT);
-            // SAFETY: memory made by new(), to which nothing points.
-            unsafe { sys::unmap(pointer(self.pages.start), len) }.expect("unmapped");
-        }
-    }
 
     #[test]
     fn what_is_not_known_counts_as_able_to_pin() {
@@ -503,42 +427,5 @@ mod tests {
             assert_eq!(pins_of(unknown), Pins::ByDevices, "{unknown}");
         }
         assert_eq!(pins_of("anon_inode:[io_uring]"), Pins::ByFiles);
-    }
-
-    #[test]
-    fn what_is_mapped_and_closed_is_found() {
-        let mut private = Ranges::<()>::new();
-        assert_eq!(mapped(&private), Some(Pins::None));
-        let mut context: libc::c_ulong = 0;
-        // SAFETY: gives a number.
-        let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
-        assert_eq!(made, 0, "{}", io::Error::last_os_error());
-        assert_eq!(asynchronous_reads(), Some(Pins::ByFiles));
-        assert_eq!(mapped(&private), Some(Pins::ByFiles));
-        assert!(possible(&private) >= Pins::ByFiles);
-        // Its number is its address; the kernel looks for room downwards, so this is before it.
-        let ring = Vpn(context >> PAGE_SHIFT);
-        let mappings = Mappings::new(4096);
-        assert!(mappings.pages.end <= ring, "{:?} {ring:?}", mappings.pages);
-        assert_eq!(mapped(&private), Some(Pins::ByFiles), "not one by one");
-        private.insert(mappings.pages.clone(), ());
-        assert_eq!(mapped(&private), Some(Pins::ByFiles), "behind what is private");
-        drop(mappings);
-        // SAFETY: the one made here.
-        let ended = unsafe { libc::syscall(libc::SYS_io_destroy, context) };
-        assert_eq!(ended, 0);
-        assert_eq!(mapped(&private), Some(Pins::None));
-        for (name, pins) in [
-            ("/dev/zero (deleted)", Pins::None),
-            ("/dev/shm/a", Pins::None),
-            ("/memfd:numerge-frames (deleted)", Pins::None),
-            ("/usr/lib/libc.so.6", Pins::None),
-            ("anon_inode:[io_uring]", Pins::ByFiles),
-            ("anon_inode:[perf_event]", Pins::None),
-            ("/dev/infiniband/uverbs0", Pins::ByDevices),
-            ("socket:[7]", Pins::ByDevices),
-        ] {
-            assert_eq!(pins_of_mapped(name.as_bytes()), pins, "{name}");
-        }
     }
 }
