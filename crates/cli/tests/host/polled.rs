@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 use crate::bed::{c_program, can_merge, numerge};
 
@@ -133,12 +133,15 @@ fn s5_6_counters_add_up_when_scanning_is_stopped_in_the_midst_of_it() {
     let (mut run, all) = begin(command.current_dir(scratch.path()), &place);
     let group = loop {
         let group = fs::read_to_string(scratch.path().join("group")).unwrap_or_default();
-        if group.ends_with('\n') {
-            break group;
+        if let Some(group) = group.strip_suffix('\n') {
+            let group = Pid::from_raw(group.parse().unwrap()).unwrap();
+            // It tells its number before it has a group.
+            if test_kill_process_group(group).is_ok() {
+                break group;
+            }
         }
         assert!(run.try_wait().unwrap().is_none(), "numerge run has ended");
     };
-    let group = Pid::from_raw(group.trim().parse().unwrap()).unwrap();
     let mut compared = 0;
     while run.try_wait().unwrap().is_none() && kill_process_group(group, Signal::STOP).is_ok() {
         let stopped = fs::write(place.join("run"), "0\n");
