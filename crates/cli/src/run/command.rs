@@ -46,22 +46,29 @@ impl Copies {
         // Before the first copy is there: a signal that comes now is not lost.
         let signals = pass_on(&alive)?;
         let mut copies = Self { children: Vec::new(), alive, signals };
-        for _ in 0..count {
+        let started = copies.start_all(count, || {
             let mut command = Command::new(program);
             command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
-            match command.spawn() {
-                Ok(child) => {
-                    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-                    copies.alive().extend(pid);
-                    copies.children.push(child);
-                }
-                Err(error) => {
-                    copies.kill();
-                    return Err(error);
-                }
+            command
+        });
+        match started {
+            Ok(()) => Ok(copies),
+            Err(error) => {
+                copies.kill();
+                Err(error)
             }
         }
-        Ok(copies)
+    }
+
+    fn start_all(&mut self, count: u32, command: impl Fn() -> Command) -> io::Result<()> {
+        // A copy may have somebody signal us before its number is here: that signal waits for it.
+        let mut numbers = alive(&self.alive);
+        for _ in 0..count {
+            let child = command().spawn()?;
+            numbers.extend(i32::try_from(child.id()).ok().and_then(Pid::from_raw));
+            self.children.push(child);
+        }
+        Ok(())
     }
 
     /// Waits for all copies. Gives the end of the first, in the order in which they were started, that
@@ -87,13 +94,8 @@ impl Copies {
         Ok(first_bad.copied().unwrap_or(End::Status(0)))
     }
 
-    /// The copies' process numbers.
-    fn alive(&self) -> std::sync::MutexGuard<'_, Vec<Pid>> {
-        alive(&self.alive)
-    }
-
     fn kill(&mut self) {
-        self.alive().clear();
+        alive(&self.alive).clear();
         for child in &mut self.children {
             // It may have ended already.
             let _ = child.kill();

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -50,10 +50,22 @@ fn signals_go_to_the_command() {
 }
 
 #[test]
+fn a_signal_that_comes_while_copies_are_started_goes_to_all() {
+    let scratch = tempfile::tempdir().unwrap();
+    // The first that is there signals, most likely before the last is started.
+    let script = "trap 'exit 3' TERM; mkdir first 2>/dev/null && kill -TERM $PPID; \
+                  for i in $(seq 1000); do sleep 0.01; done; mkdir missed";
+    let mut run = numerge(&["run", "-n", "32", "--", "sh", "-c", script]);
+    let status = run.current_dir(scratch.path()).status().unwrap();
+    assert!(!status.success());
+    assert!(!scratch.path().join("missed").exists());
+}
+
+#[test]
 fn a_signal_that_is_ignored_stays_so() {
     let script = "trap '' HUP; exec \"$0\" run -- sh -c 'kill -HUP $$; echo alive'";
     let output = numerge(&[]);
-    let mut sh = std::process::Command::new("sh");
+    let mut sh = Command::new("sh");
     sh.args(["-c", script]).arg(output.get_program());
     for (name, value) in output.get_envs() {
         match value {
