@@ -14,7 +14,8 @@ use crate::hotplug::Hotplug;
 use crate::knobs::Knob;
 use crate::program::Program;
 
-/// How long a scanner rests that found nothing to look at in a whole pass although it need not.
+/// How long a scanner rests at least, although it need not, that found less than a batch to look at in a whole
+/// pass: its walks over unchanged memory would take a CPU from those whose memory it is.
 const IDLE_REST: Duration = Duration::from_millis(1);
 
 /// How long a thread that could not be bound to its node goes on before it is tried again.
@@ -126,7 +127,7 @@ impl Inner {
             looked_since_rest = 0;
             let mut rest = Duration::from_millis(core.knobs.get(Knob::SleepMillisecs));
             if batch.ended_pass {
-                if looked_in_pass == 0 {
+                if looked_in_pass < quota {
                     rest = rest.max(IDLE_REST);
                 }
                 looked_in_pass = 0;

@@ -2,7 +2,8 @@
 //!
 //! The kernel has no count of them: each has to be read, which takes some 30 ms where there are as many as
 //! a program may have. So there is a limit on the time that is spent on it each time somebody asks, those
-//! counted longest ago come first, and of the others the last count is given.
+//! counted longest ago come first, and of the others, and where it is less than a second old, the last count
+//! is given.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +12,9 @@ use crate::client::Client;
 
 /// After so long, no other client's mappings are counted.
 const MOST: Duration = Duration::from_millis(20);
+
+/// How old a count may be for who asks again and again.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// What was counted of a client, and when.
 #[derive(Clone, Copy, Default)]
@@ -29,7 +33,8 @@ pub(crate) fn count_some(clients: &[Arc<Client>]) {
     clients.sort_by_cached_key(|client| client.counted.lock().at);
     for client in clients {
         let now = Instant::now();
-        if now >= until {
+        let is_fresh = client.counted.lock().at.is_some_and(|at| now.duration_since(at) < FRESH);
+        if now >= until || is_fresh {
             break;
         }
         let mappings = client.memory.process().mappings().ok();
