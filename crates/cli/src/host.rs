@@ -154,12 +154,13 @@ impl Host {
         drop(files);
         drop(metrics);
         drop(control);
-        // Requests that are being answered come to an end.
+        // Requests that are being answered come to an end, those that would take long as well.
         loop {
             match Arc::try_unwrap(server) {
                 Ok(server) => return server.shut_down(keep),
                 Err(shared) => server = shared,
             }
+            server.interrupt_unmerging();
             std::thread::sleep(SETTLE);
         }
     }

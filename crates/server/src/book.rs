@@ -69,6 +69,8 @@ pub(crate) struct Book {
     strays: Ranges<()>,
     /// Pages that were unmerged when nobody waited for it any more, for who asks again.
     returned: Ranges<()>,
+    /// The last unmerging that failed when nobody waited for it any more, for who asks again.
+    failed: Option<(Vec<Range<Vpn>>, Unmerged)>,
     /// What is gone and the engine has not been told of, in order.
     gone: VecDeque<Range<Vpn>>,
     /// By number, and when each was asked.
@@ -96,6 +98,7 @@ impl Book {
             in_file: Ranges::new(),
             strays: Ranges::new(),
             returned: Ranges::new(),
+            failed: None,
             gone: VecDeque::new(),
             asked: BTreeMap::new(),
             next_number: 0,
@@ -324,6 +327,13 @@ impl Book {
         self.unmerged.remove(&sequence.0)
     }
 
+    /// Why an unmerging of any of these pages failed, if nobody has been told; told once.
+    pub(crate) fn take_failed(&mut self, pages: &[Range<Vpn>]) -> Option<Unmerged> {
+        let (ranges, _) = self.failed.as_ref()?;
+        let is_theirs = ranges.iter().any(|range| pages.iter().any(|part| overlap(range, part)));
+        if is_theirs { self.failed.take().map(|(_, result)| result) } else { None }
+    }
+
     /// Nobody needs to know any more what became of an unmerging.
     pub(crate) fn abandon(&mut self, sequence: Sequence) {
         self.unmerged.remove(&sequence.0);
@@ -411,6 +421,8 @@ impl Book {
                 }
                 if *is_waited_for {
                     self.unmerged.insert(number, result);
+                } else if result != Unmerged::Done {
+                    self.failed = Some((ranges.clone(), result));
                 }
             }
             _ => return Err(Lie::OtherKind(number)),

@@ -18,6 +18,7 @@
 //! - Every queue, and everything that grows at a client's will, has a limit.
 
 mod accept;
+mod answers;
 mod book;
 mod chatter;
 mod client;

@@ -16,6 +16,7 @@ use numerge_protocol::{self as protocol, Errno, SendError, Sequence, ToClient, U
 use numerge_topology::Nid;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::answers::Answers;
 use crate::book::Book;
 use crate::link::Link;
 use crate::pages::{count, span};
@@ -35,17 +36,6 @@ const UNMERGE_WAIT: Duration = Duration::from_millis(8);
 /// How long a client may be silent, where nobody else waits, and how long it may say other things.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-
-/// What came of waiting for answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Answers {
-    /// There was no question.
-    NoneWanted,
-    /// There is none any more.
-    All,
-    /// The client says nothing.
-    Silence,
-}
 
 /// The memory of a client.
 pub(crate) struct RemoteMemory {
@@ -95,22 +85,14 @@ impl RemoteMemory {
         !book.is_over()
     }
 
-    /// Waits until the client has answered all that it was asked, or is silent for long, or says nothing of
-    /// that for longer. For who holds nobody up.
-    pub(crate) fn wait_for_answers(&self) -> Answers {
-        let mut book = self.book();
-        if !book.is_asked_anything() {
-            return Answers::NoneWanted;
+    /// How far it is with what it was asked, for who has waited since then.
+    pub(crate) fn answers(&self, since: Instant) -> Answers {
+        let book = self.book();
+        if !book.is_asked_anything() || book.is_over() {
+            return Answers::All;
         }
-        let since = Instant::now();
-        while book.is_asked_anything() && !book.is_over() {
-            let deadline = (book.heard().max(since) + ANSWER_WAIT).min(since + LONGEST_WAIT);
-            if Instant::now() >= deadline {
-                return Answers::Silence;
-            }
-            self.heard.wait_until(&mut book, deadline);
-        }
-        Answers::All
+        let deadline = (book.heard().max(since) + ANSWER_WAIT).min(since + LONGEST_WAIT);
+        if Instant::now() < deadline { Answers::Owed } else { Answers::Silence }
     }
 
     /// Pages that the client was not asked to merge since it was silent, in all. They are tried again
@@ -201,6 +183,9 @@ impl RemoteMemory {
     /// Asks for one question's worth of ranges, and waits for the answer a bounded time.
     fn ask_unmerge(&self, ranges: &[Range<Vpn>], until: Instant) -> Result<(), MemoryError> {
         let mut book = self.book();
+        if let Some(result) = book.take_failed(ranges) {
+            return unmerged(result);
+        }
         let since = Instant::now();
         let mut sequence = None;
         loop {

@@ -23,7 +23,6 @@ use crate::client::Client;
 use crate::domain::Domain;
 use crate::heap::Trims;
 use crate::host::Host;
-use crate::memory::Answers;
 
 /// Between looks at whether there is something to scan: at first, and where there was nothing for long.
 const IDLE: Duration = Duration::from_millis(5);
@@ -132,7 +131,8 @@ impl Host {
             let Some(after) = self.passes(domain, 1) else { return false };
             let was_silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
             if (after.late > 0 || was_silent) && all_answer {
-                all_answer = self.wait_for_answers(domain);
+                let clients = self.clients_of(domain);
+                all_answer = self.wait_for_answers(&clients, || true).is_empty();
             }
             let tried = after.attempted - before.attempted;
             // What was tried just now need not be answered yet.
@@ -168,18 +168,7 @@ impl Host {
 
     /// Pages of a domain that were not asked for, in all.
     fn unasked(&self, domain: &Arc<Domain>) -> u64 {
-        let mut clients = self.all_clients();
-        clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-        clients.iter().map(|client| client.memory.unasked()).sum()
-    }
-
-    /// False if some client is silent.
-    fn wait_for_answers(&self, domain: &Arc<Domain>) -> bool {
-        let mut clients = self.all_clients();
-        clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
-        let answers: Vec<Answers> =
-            clients.iter().map(|client| client.memory.wait_for_answers()).collect();
-        !answers.contains(&Answers::Silence)
+        self.clients_of(domain).iter().map(|client| client.memory.unasked()).sum()
     }
 }
 

@@ -23,6 +23,11 @@ const LEAVE_WAIT: Duration = Duration::from_secs(10);
 /// How long their threads have to end after that.
 const END_WAIT: Duration = Duration::from_secs(10);
 
+/// How long nothing may get unmerged until `run=2` reports that clients do not answer; for who tries again
+/// by himself, and for others.
+const PATIENCE: Duration = Duration::from_secs(1);
+const MUCH_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -153,18 +158,16 @@ impl Server {
     /// `run=2`: what could not be unmerged stays merged, and `run` is 0, or what it was set to
     /// meanwhile.
     pub fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
-        self.host.set(knob, value, 1)
+        self.host.set(knob, value, PATIENCE)
     }
 
-    /// The same for people and scripts, who don't try again: a client that is silent, as a program on a busy
-    /// machine may be for longer than there is patience, is asked some times more.
+    /// The same for people and scripts, who don't try again: clients that do not answer, as programs on a busy
+    /// machine may not for a while, are waited for longer.
     ///
     /// # Errors
     /// As [`Server::set`].
     pub fn set_patiently(&self, knob: Knob, value: u64) -> Result<(), KnobError> {
-        /// Each takes some seconds at most for each silent client.
-        const TRIES: u32 = 10;
-        self.host.set(knob, value, TRIES)
+        self.host.set(knob, value, MUCH_PATIENCE)
     }
 
     /// How many clients there are, those that have not introduced themselves included.

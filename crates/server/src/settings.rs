@@ -5,20 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use numerge_engine::machine::MemoryError;
 use numerge_engine::{Knob, KnobError, UnmergeError};
 
 use crate::domain::Domain;
 use crate::host::Host;
-use crate::memory::Answers;
 
-/// Times that unmerging all is tried when clients had not answered yet. Each time some of it gets done.
-const UNMERGE_TRIES: u32 = 1 << 20;
-
-/// How often unmerging may get nowhere: nothing was unmerged, and nobody has answered.
-const VAIN_TRIES: u32 = 3;
+/// Between two tries to unmerge where there is nobody to wait for.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A knob that is being set.
 #[derive(Clone, Copy)]
@@ -32,9 +28,9 @@ struct Turn {
 }
 
 impl Host {
-    /// Sets a knob for all domains: see [`crate::Server::set`]. Unmerging is tried so many times where
-    /// clients are silent for longer than there is patience.
-    pub(crate) fn set(&self, knob: Knob, value: u64, tries: u32) -> Result<(), KnobError> {
+    /// Sets a knob for all domains: see [`crate::Server::set`]. Where clients do not answer, unmerging a
+    /// domain is given up when nothing of it was unmerged for so long.
+    pub(crate) fn set(&self, knob: Knob, value: u64, patience: Duration) -> Result<(), KnobError> {
         knob.check(value)?;
         let turn = self.begin(knob, value)?;
         tracing::debug!(%knob, value, "to be set");
@@ -43,13 +39,7 @@ impl Host {
         if is_unmerging {
             tracing::info!(pages = self.merged(), "unmerging everything");
         }
-        let mut done = self.set_everywhere(turn);
-        for _ in 1..tries {
-            if !done.as_ref().is_err_and(is_silence) {
-                break;
-            }
-            done = self.set_everywhere(turn);
-        }
+        let done = self.set_everywhere(turn, patience);
         if let Some((before, began)) = before {
             let pages = self.unmerged().saturating_sub(before);
             tracing::info!(pages, left = self.merged(), took = ?began.elapsed(), "unmerged");
@@ -99,13 +89,13 @@ impl Host {
         registry.settings.get(&turn.knob) == Some(&turn.value) && is_same_run
     }
 
-    fn set_everywhere(&self, turn: Turn) -> Result<(), KnobError> {
+    fn set_everywhere(&self, turn: Turn, patience: Duration) -> Result<(), KnobError> {
         let mut failed = Ok(());
         for domain in self.all_domains() {
             if !self.is_last(turn) {
                 return Err(KnobError::Unmerge(UnmergeError::Interrupted));
             }
-            let done = self.set_in(&domain, turn);
+            let done = self.set_in(&domain, turn, patience);
             if turn.knob == Knob::Run {
                 self.follow(&domain);
             }
@@ -123,43 +113,38 @@ impl Host {
     /// Sets a knob of one domain. The engine waits for no client that does not answer at once, so that it
     /// can't unmerge those that are busy; they are waited for here, where nobody else waits, and asked
     /// again for as long as some of it gets done: on a busy machine each time some answers are late.
-    fn set_in(&self, domain: &Arc<Domain>, turn: Turn) -> Result<(), KnobError> {
+    fn set_in(
+        &self,
+        domain: &Arc<Domain>,
+        turn: Turn,
+        patience: Duration,
+    ) -> Result<(), KnobError> {
         let mut silent = BTreeSet::new();
-        let (mut least, mut vain) = (u64::MAX, 0);
-        for _ in 0..UNMERGE_TRIES {
+        let (mut least, mut since) = (u64::MAX, Instant::now());
+        loop {
             match domain.engine().set(turn.knob, turn.value) {
                 Err(error) if is_silence(&error) => {}
                 done => return done,
             }
-            let mut clients = self.all_clients();
-            clients.retain(|client| Arc::ptr_eq(&client.domain, domain));
             let left = merged_in(domain);
             tracing::debug!(domain = %domain.id(), pages = left, "unmerging: waits for answers");
-            let mut gets_on = left < least;
-            least = least.min(left);
-            for client in clients {
-                // Once is enough for all of this.
-                if silent.contains(&client.pid) {
-                    continue;
-                }
-                match client.memory.wait_for_answers() {
-                    Answers::NoneWanted => {}
-                    Answers::All => gets_on = true,
-                    Answers::Silence => {
-                        tracing::warn!(pid = client.pid, uid = client.user, "does not answer");
-                        silent.insert(client.pid);
-                    }
-                }
+            if left < least {
+                (least, since) = (left, Instant::now());
             }
-            if !self.is_last(turn) {
+            let mut clients = self.clients_of(domain);
+            // Once is enough for all of this.
+            clients.retain(|client| !silent.contains(&client.pid));
+            for client in self.wait_for_answers(&clients, || self.is_last(turn)) {
+                tracing::warn!(pid = client.pid, uid = client.user, "does not answer");
+                silent.insert(client.pid);
+            }
+            if !self.is_last(turn) || self.waits_to_stop(PAUSE) {
                 return Err(KnobError::Unmerge(UnmergeError::Interrupted));
             }
-            vain = if gets_on { 0 } else { vain + 1 };
-            if vain == VAIN_TRIES {
-                break;
+            if since.elapsed() >= patience {
+                return Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)));
             }
         }
-        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
     }
 
     /// Has a domain's `run` be what was set last, where several set it at once. Who sets 2 does so itself.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use numerge_engine::Kpfn;
 use numerge_engine::machine::{Memory, Outcome, PAGE_SIZE, Run, Target, Vpn};
@@ -27,6 +28,8 @@ enum Manner {
     Slow,
     /// The same when it is asked to unmerge.
     SlowToUnmerge,
+    /// Says that it can't unmerge for want of memory, later than anybody waits for it.
+    LateWithoutMemory,
     /// Says something about fewer pages.
     Short,
     /// Says something about more pages.
@@ -130,6 +133,10 @@ impl Agent {
             }
             ToClient::Merge { sequence, runs } => self.merge(&mut state, *sequence, runs),
             ToClient::Unmerge { sequence, ranges } => {
+                if state.manner == Manner::LateWithoutMemory {
+                    std::thread::sleep(Duration::from_millis(50));
+                    return self.done(*sequence, Answer::Unmerged(Unmerged::OutOfMemory));
+                }
                 let ranges: Vec<_> = ranges.iter().map(|span| range(*span)).collect();
                 let result = match self.memory.unmerge(&ranges) {
                     Ok(()) => Unmerged::Done,
@@ -159,7 +166,11 @@ impl Agent {
         state.asked += 1;
         let all = |pages| vec![OutcomeRun { outcome: protocol::Outcome::Merged, pages }];
         match state.manner {
-            Manner::Honest | Manner::Slow | Manner::SlowToUnmerge | Manner::Restless => {}
+            Manner::Honest
+            | Manner::Slow
+            | Manner::SlowToUnmerge
+            | Manner::LateWithoutMemory
+            | Manner::Restless => {}
             Manner::Short => return self.done(sequence, merged(all(pages + 1))),
             Manner::Long => return self.done(sequence, merged(all((pages - 1).max(1) + 5))),
             Manner::Unasked => return self.done(Sequence(sequence.0 + 1000), merged(all(pages))),
@@ -481,6 +492,7 @@ impl Agent {
                     "honest" => Manner::Honest,
                     "slow" => Manner::Slow,
                     "slow-to-unmerge" => Manner::SlowToUnmerge,
+                    "late-without-memory" => Manner::LateWithoutMemory,
                     "short" => Manner::Short,
                     "long" => Manner::Long,
                     "unasked" => Manner::Unasked,

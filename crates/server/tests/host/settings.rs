@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use numerge_engine::machine::MemoryError;
 use numerge_engine::{ADVISOR_SCAN_TIME, Knob, KnobError, UnmergeError};
 
 use crate::bed::{Bed, until};
@@ -59,6 +60,23 @@ fn s5_2_run_2_ends_though_a_client_talks_and_never_answers() {
     until(|| bed.server.set(Knob::Run, 2).is_ok(), || "still merged".into());
     assert_eq!(bed.server.counters().pages_shared, 0);
     assert_eq!([talker.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
+}
+
+/// Each time when nobody waits for that answer any more.
+#[test]
+fn s5_2_run_2_reports_want_of_memory_that_is_told_late() {
+    let Some(bed) = Bed::new() else { return };
+    let [mut poor, mut other] = bed.merged_clients(PAGES);
+    poor.ask("manner late-without-memory");
+    let error = bed.server.set_patiently(Knob::Run, 2).unwrap_err();
+    let is_memory =
+        matches!(error, KnobError::Unmerge(UnmergeError::Memory(MemoryError::OutOfMemory)));
+    assert!(is_memory, "{error}");
+    assert_eq!(bed.server.knob(Knob::Run), 0);
+    poor.ask("manner honest");
+    bed.server.set_patiently(Knob::Run, 2).unwrap();
+    assert_eq!(bed.server.counters().pages_shared, 0);
+    assert_eq!([poor.ask("wrong 0 1 1"), other.ask("wrong 0 1 1")], ["0", "0"]);
 }
 
 /// By the full scans that are counted for others.
