@@ -32,7 +32,7 @@ use crate::writes::Writes;
 /// The size that all files have, and the most that one write takes in: the kernel's page.
 const PAGE: usize = 4096;
 
-/// Threads at one time. What comes then waits for its turn.
+/// Threads of a kind at one time.
 const THREADS: usize = 64;
 
 /// How long the kernel may keep what it was told about files, which does not change: each question less is
@@ -50,7 +50,9 @@ struct Inner {
     writes: Arc<Writes>,
     files: Files,
     handles: Handles,
-    threads: AtomicUsize,
+    /// Threads at work for readers, and for writers: whoever floods the one is none of the others.
+    readers: AtomicUsize,
+    writers: AtomicUsize,
     /// How many unmergings have begun.
     unmerged: AtomicU64,
     mounted_at: SystemTime,
@@ -66,7 +68,8 @@ impl ControlFilesystem {
             writes,
             files,
             handles: Handles::default(),
-            threads: AtomicUsize::new(0),
+            readers: AtomicUsize::new(0),
+            writers: AtomicUsize::new(0),
             unmerged: AtomicU64::new(0),
             mounted_at: SystemTime::now(),
             owner,
@@ -139,21 +142,24 @@ impl Inner {
     }
 }
 
-/// Does something in a thread of its own, or here if there are too many. If no thread can be had, the
-/// answer that was not given is EIO.
-fn aside(inner: &Arc<Inner>, work: impl FnOnce(&Inner) + Send + 'static) {
-    if inner.threads.fetch_add(1, Ordering::SeqCst) >= THREADS {
-        work(inner);
-        inner.threads.fetch_sub(1, Ordering::SeqCst);
+/// Does something in a thread of its own. If no thread can be had, or there are too many of its kind, the answer
+/// that was not given is EIO: here nothing may take long, for no other file would answer meanwhile.
+fn aside(
+    inner: &Arc<Inner>,
+    threads: fn(&Inner) -> &AtomicUsize,
+    work: impl FnOnce(&Inner) + Send + 'static,
+) {
+    if threads(inner).fetch_add(1, Ordering::SeqCst) >= THREADS {
+        threads(inner).fetch_sub(1, Ordering::SeqCst);
         return;
     }
     let shared = Arc::clone(inner);
     let thread = std::thread::Builder::new().name("control-fs".into()).spawn(move || {
         work(&shared);
-        shared.threads.fetch_sub(1, Ordering::SeqCst);
+        threads(&shared).fetch_sub(1, Ordering::SeqCst);
     });
     if thread.is_err() {
-        inner.threads.fetch_sub(1, Ordering::SeqCst);
+        threads(inner).fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -244,7 +250,7 @@ impl Filesystem for ControlFilesystem {
             reply.data(&bytes(&begun, offset, size, || inner.file(ino).read(&*inner.source)));
         };
         match self.inner.file(ino).kind {
-            Kind::OfNode(..) => aside(&self.inner, answer),
+            Kind::OfNode(..) => aside(&self.inner, |inner| &inner.readers, answer),
             Kind::Counter(_) | Kind::Knob(_) | Kind::Directory(_) => answer(&self.inner),
         }
     }
@@ -263,10 +269,16 @@ impl Filesystem for ControlFilesystem {
     ) {
         let text = data[..data.len().min(PAGE)].to_vec();
         let number = request.unique().0;
-        aside(&self.inner, move |inner| match inner.write(ino, number, &text) {
-            Ok(()) => reply.written(u32::try_from(text.len()).unwrap_or(0)),
-            Err(number) => reply.error(error(number)),
-        });
+        let under_way = self.inner.writes.carry_out(number);
+        let answer = move |inner: &Inner| {
+            let done = inner.write(ino, number, &text);
+            drop(under_way);
+            match done {
+                Ok(()) => reply.written(u32::try_from(text.len()).unwrap_or(0)),
+                Err(number) => reply.error(error(number)),
+            }
+        };
+        aside(&self.inner, |inner| &inner.writers, answer);
     }
 
     /// Says that there is nothing to do for anybody who closes a file, and is not asked again.

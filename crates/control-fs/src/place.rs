@@ -6,7 +6,7 @@
 //! process that stays root and waits for the end of a pipe, which comes also if the other is killed.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -103,7 +103,7 @@ impl Drop for Place {
 /// Waits for the end of standard input, and takes a mount away then: a keeper's work.
 pub fn keep(path: &Path, number: u64, is_made: bool) {
     // Whether there is an end or an error, there is nothing more to wait for.
-    let _ = io::stdin().read_to_end(&mut Vec::new());
+    let _ = io::copy(&mut io::stdin(), &mut io::sink());
     take_away(path, number, is_made);
 }
 

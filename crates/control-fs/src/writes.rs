@@ -2,7 +2,7 @@
 //!
 //! Only an unmerging (`run` = 2) lasts long enough to be interrupted. An interrupt that comes first is
 //! seen by the write before it begins to unmerge; one that comes later ends the unmerging, again and
-//! again until the write is answered, for it may not have begun by then.
+//! again until the write is over, for it may not have begun by then.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,6 +14,18 @@ use crate::source::Source;
 
 /// Between two tries to end an unmerging.
 const AGAIN: Duration = Duration::from_millis(5);
+
+/// A write that is carried out. It is over when this is dropped, whether the kernel takes the answer or not.
+pub(crate) struct UnderWay {
+    writes: Arc<Writes>,
+    number: u64,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.writes.end(self.number);
+    }
+}
 
 #[derive(Default)]
 struct Write {
@@ -38,7 +50,12 @@ impl Writes {
         self.under_way.lock().insert(number, Write::default());
     }
 
-    /// A request is about to be answered; most are no writes.
+    /// Somebody carries a write out.
+    pub(crate) fn carry_out(self: &Arc<Self>, number: u64) -> UnderWay {
+        UnderWay { writes: Arc::clone(self), number }
+    }
+
+    /// A request is over, or about to be answered; most are no writes.
     pub(crate) fn end(&self, number: u64) {
         if self.under_way.lock().remove(&number).is_some() {
             self.ended.notify_all();
@@ -76,7 +93,7 @@ impl Writes {
         self.end_unmerging(None);
     }
 
-    /// Until a write, or every write, is answered.
+    /// Until a write, or every write, is over.
     fn end_unmerging(&self, number: Option<u64>) {
         let mut under_way = self.under_way.lock();
         while under_way.iter().any(|(other, write)| {

@@ -125,12 +125,15 @@ fn merged(core: &Core, world: &World, merge: &Merge) {
         core.tally.zero.add(1);
         return;
     };
-    // First: once it is linked, its share may be ended by another thread.
+    // First: once it is linked, its share may be ended by another thread. Whether it is the frame's first is
+    // not known before, so that it counts as both for a moment rather than as less than none.
     world.program(merge.page).merged.add(1);
+    core.tally.shared.add(1);
+    core.tally.sharing.add(1);
     if rmap::link(core.rmap_head(kpfn), &world.pages, kpfn, merge.page) {
-        core.tally.shared.add(1);
+        core.tally.sharing.sub(1);
     } else {
-        core.tally.sharing.add(1);
+        core.tally.shared.sub(1);
     }
 }
 

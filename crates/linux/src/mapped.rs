@@ -20,17 +20,11 @@ pub(crate) fn mapped(registered: &Ranges<Attributes>) -> Option<Pins> {
     };
     match lookup::shared_files(maps.as_fd(), registered, each) {
         Ok(()) => (seen <= FILES).then_some(worst),
-        // Before Linux 6.11 all mappings would have to be read, of which there may be tens of thousands.
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => asynchronous_reads(),
+        // Before Linux 6.11 all mappings would have to be read, of which there may be tens of thousands: it may
+        // have such.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => Some(Pins::ByFiles),
         Err(_) => None,
     }
-}
-
-/// Whether anybody on this machine has what io_setup(2) makes. None if that can't be told.
-fn asynchronous_reads() -> Option<Pins> {
-    let mut text = [0; 2];
-    rustix::io::read(&open(c"/proc/sys/fs/aio-nr")?, &mut text).ok()?;
-    Some(if text == *b"0\n" { Pins::None } else { Pins::ByFiles })
 }
 
 fn pins_of_mapped(name: &[u8]) -> Pins {
@@ -98,7 +92,6 @@ mod tests {
         // SAFETY: gives a number.
         let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
         assert_eq!(made, 0, "{}", io::Error::last_os_error());
-        assert_eq!(asynchronous_reads(), Some(Pins::ByFiles));
         assert_eq!(mapped(&registered), Some(Pins::ByFiles));
         assert!(possible(&registered) >= Pins::ByFiles);
         // Its number is its address. This is far before it, where nothing is.

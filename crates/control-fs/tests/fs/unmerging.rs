@@ -130,6 +130,22 @@ fn s5_2_a_signal_to_the_writer_ends_it() {
     assert_eq!(status.signal(), Some(libc::SIGTERM));
 }
 
+/// The kernel takes no answer to that write any more.
+#[test]
+fn files_taken_away_by_force_while_run_2_unmerges_have_an_end() {
+    let Some(mut bed) = merged() else { return };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| bed.write("run", "2"));
+        until("it has begun", || shares(&bed.source.0.counters()) < PAGES);
+        // It is in use and stays, but nobody who has asked for something waits for it any more.
+        let _ = rustix::mount::unmount(bed.directory(), rustix::mount::UnmountFlags::FORCE);
+        // On a busy machine it may have been answered before.
+        let _ = writer.join().unwrap();
+    });
+    let end = std::thread::spawn(move || bed.unmount());
+    until("they are gone", || end.is_finished());
+}
+
 #[test]
 fn s5_2_two_writers_may_unmerge_at_a_time() {
     let Some(bed) = merged() else { return };
