@@ -134,6 +134,8 @@ impl Inner {
                 return Err(libc::EINTR);
             }
             self.unmerged.fetch_add(1, Ordering::SeqCst);
+            // Nobody waits for this thread but the writer, and all others' answers come before it.
+            numerge_topology::take_ordinary_turns();
         }
         self.source.set(knob, value).map_err(|error| match errno(&error) {
             libc::ECANCELED if self.writes.is_interrupted(number) => libc::EINTR,

@@ -86,7 +86,7 @@ impl ControlFs {
         // A thread of its own, whose turns all threads get that come from it: somebody waits for them, on
         // machines that are busy unmerging, say (S5.2).
         let starter = std::thread::Builder::new().name("control-fs".into()).spawn(move || {
-            numerge_topology::take_short_turns();
+            numerge_topology::take_first_turns();
             let (relay, far) = Relay::start(device, writes)?;
             let config = fuser::Config::default();
             let session = fuser::Session::from_fd(filesystem, far, fuser::SessionACL::All, config);

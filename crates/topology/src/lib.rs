@@ -31,4 +31,4 @@ pub use node::{Nid, Node};
 pub use online::{allowed_memory_nodes, online_nodes};
 pub use pages::{move_pages, nodes_of_pages, nodes_of_process_pages};
 pub use topology::Topology;
-pub use turns::take_short_turns;
+pub use turns::{take_first_turns, take_ordinary_turns, take_short_turns};

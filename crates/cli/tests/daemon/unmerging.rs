@@ -67,7 +67,7 @@ fn echo() -> (Sender<()>, Receiver<()>) {
     let (ask, asked) = channel();
     let (answer, answered) = channel();
     std::thread::spawn(move || {
-        numerge_topology::take_short_turns();
+        numerge_topology::take_first_turns();
         while let Ok(()) = asked.recv()
             && answer.send(()).is_ok()
         {}
@@ -87,38 +87,47 @@ fn figures(times: &mut [Duration]) -> String {
     )
 }
 
-/// Unmerges all, and gives how often all other files answered meanwhile.
-fn unmerge_and_ask(place: &Path, others: &[PathBuf]) -> u32 {
+/// Asks all files again and again for as long as `more` of the rounds so far says so. Prints how long answers took,
+/// and those of a thread of the asker's at the same time; gives how many rounds there were.
+fn ask(place: &Path, others: &[PathBuf], when: &str, more: impl Fn(u32) -> bool) -> u32 {
     // How long an answer takes is asked, not how long the asker waits for a CPU afterwards.
-    numerge_topology::take_short_turns();
-    let began = Instant::now();
-    let writer = unmerge(place);
-    until("it has begun", || counter(place, "run") == 2 || writer.is_finished());
-    let mut rounds = 0;
-    let (mut answers, mut echoes) = (Vec::new(), Vec::new());
-    let (ask, answered) = echo();
-    while !writer.is_finished() {
-        for file in others {
-            let asked = Instant::now();
-            fs::read(file).unwrap();
-            answers.push(asked.elapsed());
-            let asked = Instant::now();
-            ask.send(()).unwrap();
-            answered.recv().unwrap();
-            echoes.push(asked.elapsed());
-        }
-        fs::write(place.join("sleep_millisecs"), "1\n").unwrap();
-        rounds += u32::from(!writer.is_finished());
+    numerge_topology::take_first_turns();
+    let (mut answers, mut echoes, mut rounds) = (Vec::new(), Vec::new(), 0);
+    let (say, said) = echo();
+    let mut timed = |work: &dyn Fn()| {
+        let asked = Instant::now();
+        work();
+        answers.push(asked.elapsed());
+        let asked = Instant::now();
+        say.send(()).unwrap();
+        said.recv().unwrap();
+        echoes.push(asked.elapsed());
+    };
+    while more(rounds) {
+        others.iter().for_each(|file| timed(&|| drop(fs::read(file).unwrap())));
+        timed(&|| fs::write(place.join("sleep_millisecs"), "1\n").unwrap());
+        rounds += 1;
     }
-    writer.join().unwrap().unwrap_or_else(|error| panic!("run=2: {error}"));
-    let took = began.elapsed();
+    numerge_topology::take_ordinary_turns();
     println!(
-        "run=2 over {} MiB: {took:?}; meanwhile files gave {}; a thread of the asker's {}",
-        mib(),
+        "{when}: files gave {}; a thread of the asker's {}",
         figures(&mut answers),
         figures(&mut echoes),
     );
     rounds
+}
+
+/// Unmerges all, and gives how often all other files answered meanwhile.
+fn unmerge_and_ask(place: &Path, others: &[PathBuf]) -> u32 {
+    let began = Instant::now();
+    let writer = unmerge(place);
+    until("it has begun", || counter(place, "run") == 2 || writer.is_finished());
+    let rounds = ask(place, others, "while run=2 unmerges", |_| !writer.is_finished());
+    writer.join().unwrap().unwrap_or_else(|error| panic!("run=2: {error}"));
+    println!("run=2 over {} MiB: {:?}", mib(), began.elapsed());
+    ask(place, others, "as often, with nothing to unmerge", |asked| asked < rounds);
+    // The last may have been over only afterwards.
+    rounds.saturating_sub(1)
 }
 
 /// At rest, pages are one or the other (S5.6).
