@@ -5,6 +5,7 @@ mod daemon;
 mod files;
 mod generate;
 mod host;
+mod log;
 mod merge;
 mod metrics;
 mod recent;
