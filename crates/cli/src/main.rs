@@ -6,6 +6,7 @@ mod files;
 mod generate;
 mod host;
 mod log;
+mod manual;
 mod merge;
 mod metrics;
 mod recent;
