@@ -2,11 +2,13 @@
 //! is in no help.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use clap::{Command, ValueEnum};
 use clap_complete::Shell;
+
+use crate::manual;
 
 const NAME: &str = "numerge";
 
@@ -33,5 +35,8 @@ pub(crate) fn run(command: Command, directory: &Path) -> io::Result<()> {
 fn page(command: &Command, directory: &Path) -> io::Result<()> {
     let name = command.get_display_name().unwrap_or(NAME);
     let page = clap_mangen::Man::new(command.clone());
-    page.render(&mut File::create(directory.join(format!("{name}.1")))?)
+    let mut file = File::create(directory.join(format!("{name}.1")))?;
+    page.render(&mut file)?;
+    let of = name.strip_prefix(NAME).map_or(name, |rest| rest.trim_start_matches('-'));
+    file.write_all(manual::more(of).as_bytes())
 }

@@ -5,6 +5,8 @@ mod daemon;
 mod files;
 mod generate;
 mod host;
+mod log;
+mod manual;
 mod merge;
 mod metrics;
 mod recent;

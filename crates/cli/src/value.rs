@@ -7,13 +7,16 @@ use numerge::Knob;
 /// # Errors
 /// What it takes, for people.
 pub(crate) fn parse(knob: Knob, text: &str) -> Result<u64, String> {
-    numerge_control_fs::parse(knob, text.as_bytes()).map_err(|_| {
-        let allowed = match (knob, knob.range()) {
-            (Knob::AdvisorMode, _) => numerge_control_fs::MODES.map(|(name, _)| name).join(" or "),
-            (_, range) => format!("{} to {}", range.start(), range.end()),
-        };
-        format!("{knob} can't be '{text}': allowed is {allowed}")
-    })
+    let done = numerge_control_fs::parse(knob, text.as_bytes());
+    done.map_err(|_| format!("{knob} can't be '{text}': allowed is {}", allowed(knob)))
+}
+
+/// The values that a knob takes, for people.
+pub(crate) fn allowed(knob: Knob) -> String {
+    match (knob, knob.range()) {
+        (Knob::AdvisorMode, _) => numerge_control_fs::MODES.map(|(name, _)| name).join(" or "),
+        (_, range) => format!("{} to {}", range.start(), range.end()),
+    }
 }
 
 /// The text that stands for a value.

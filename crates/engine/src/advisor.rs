@@ -6,7 +6,8 @@
 //! where that would be more than is allowed, scans take longer than wanted. As scans look at what
 //! changed, which varies, the batches' size follows by steps of half the way.
 //!
-//! What scanning takes of the CPUs is how long the shards' scanners are at work, all added.
+//! What scanning takes of the CPUs is the CPU time of the shards' scanners and of their pools' threads, all
+//! added; 100 % are one CPU. What programs do when they are asked to merge pages is theirs.
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,13 @@ use crate::knobs::{ADVISOR_SCAN_TIME, Knob};
 #[derive(Debug)]
 pub(crate) struct Began {
     at: Instant,
-    /// How long scanners had been at work.
-    worked: Duration,
+    /// CPU time that scanning had taken.
+    cpu: Duration,
 }
 
 impl Default for Began {
     fn default() -> Self {
-        Self { at: Instant::now(), worked: Duration::ZERO }
+        Self { at: Instant::now(), cpu: Duration::ZERO }
     }
 }
 
@@ -32,7 +33,7 @@ impl Default for Began {
 struct Scan {
     pages_to_scan: u64,
     took: Duration,
-    worked: Duration,
+    cpu: Duration,
 }
 
 /// What the advisor is to keep to.
@@ -46,13 +47,13 @@ struct Wanted {
 
 /// The `pages_to_scan` for the next scan.
 fn advise(scan: Scan, wanted: Wanted) -> u64 {
-    let Scan { pages_to_scan, took, worked } = scan;
+    let Scan { pages_to_scan, took, cpu } = scan;
     let now = u128::from(pages_to_scan.max(1));
     let for_target = now * took.as_micros() / wanted.target.as_micros().max(1);
     let halfway = (now + for_target).div_ceil(2);
-    // With batches larger by a factor, scanners are at work for a larger share of the time by it.
+    // With batches larger by a factor, scanning takes a larger share of the CPUs by it.
     let allowed = took.as_micros() * u128::from(wanted.max_cpu_percent) / 100;
-    let affordable = now * allowed / worked.as_micros().max(1);
+    let affordable = now * allowed / cpu.as_micros().max(1);
     let pages = u64::try_from(halfway.min(affordable)).unwrap_or(u64::MAX);
     pages.min(wanted.max_pages).max(wanted.min_pages.min(wanted.max_pages)).min(u32::MAX.into())
 }
@@ -86,21 +87,22 @@ impl Core {
     }
 
     fn scan_begins(&self) -> Began {
-        Began { at: Instant::now(), worked: Duration::from_nanos(self.tally.worked_nanos.get()) }
+        Began { at: Instant::now(), cpu: self.shards.iter().map(|shard| shard.cpu.total()).sum() }
     }
 
     /// A full scan is over.
     pub(crate) fn advise(&self) {
         let mut began = self.scan_began();
-        let now = self.scan_begins();
-        let last = std::mem::replace(&mut *began, now);
+        // Who switches it on begins anew.
         if !self.is_advised() {
             return;
         }
+        let now = self.scan_begins();
+        let last = std::mem::replace(&mut *began, now);
         let scan = Scan {
             pages_to_scan: self.knobs.get(Knob::PagesToScan),
             took: began.at.duration_since(last.at),
-            worked: began.worked.saturating_sub(last.worked),
+            cpu: began.cpu.saturating_sub(last.cpu),
         };
         let wanted = Wanted {
             target: Duration::from_secs(self.knobs.get(Knob::AdvisorTargetScanTime)),
@@ -126,8 +128,8 @@ mod tests {
     /// A scan of so many pages, with 20 ms of rest after each batch.
     fn scan(pages: u64, page: Duration, pages_to_scan: u64) -> Scan {
         let batches = u32::try_from(pages.div_ceil(pages_to_scan)).unwrap();
-        let worked = page * u32::try_from(pages).unwrap();
-        Scan { pages_to_scan, took: worked + Duration::from_millis(20) * batches, worked }
+        let cpu = page * u32::try_from(pages).unwrap();
+        Scan { pages_to_scan, took: cpu + Duration::from_millis(20) * batches, cpu }
     }
 
     fn settle(pages: u64, page: Duration, wanted: Wanted) -> Scan {
@@ -149,7 +151,7 @@ mod tests {
         // All of it in the time wanted would take a whole CPU.
         let wanted = Wanted { max_cpu_percent: 25, ..DEFAULTS };
         let settled = settle(20_000_000, Duration::from_micros(10), wanted);
-        let share = settled.worked.as_secs_f64() / settled.took.as_secs_f64();
+        let share = settled.cpu.as_secs_f64() / settled.took.as_secs_f64();
         assert!((0.15..=0.26).contains(&share), "{share}: {settled:?}");
     }
 

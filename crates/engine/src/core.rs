@@ -313,7 +313,6 @@ impl Core {
         self.return_freed(reader);
         self.tally.scanned.add(looked - skipped);
         self.tally.skipped.add(skipped);
-        self.tally.worked_nanos.add(nanos(began.elapsed()));
         if ended_pass {
             self.end_pass(shard);
         }

@@ -48,8 +48,6 @@ pub(crate) struct Tally {
     pub(crate) deferred: Counter,
     pub(crate) collisions: Counter,
     pub(crate) frames_refused: Counter,
-    /// How long scanners were at work, all added.
-    pub(crate) worked_nanos: Counter,
     pub(crate) read_nanos: Counter,
     pub(crate) merge_nanos: Counter,
     pub(crate) merge_cpu_nanos: Counter,

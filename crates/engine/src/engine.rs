@@ -366,6 +366,7 @@ impl Engine {
         let core = &self.inner.core;
         let reader = core.forest.register();
         for shard in core.shards.iter().filter(|shard| shard.nid == nid) {
+            let _counted = shard.cpu.counted(&*core.nodes);
             let quota = core.knobs.get(Knob::PagesToScan).max(1);
             while shard.is_online() && !core.batch(shard, &reader, quota, || true).ended_pass {}
         }

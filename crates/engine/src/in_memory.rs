@@ -5,9 +5,11 @@
 //! the engine's to make (freeing one that a page is mapped to, writing to one that is shared)
 //! panics at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use numerge_stable_tree::Kpfn;
@@ -15,8 +17,8 @@ use numerge_topology::{Nid, Topology};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::machine::{
-    FrameError, Frames, Kind, Mappings, Memory, MemoryError, Nodes, Outcome, PAGE_SIZE, Run,
-    Target, Vpn, Written,
+    CpuClock, FrameError, Frames, Kind, Mappings, Memory, MemoryError, Nodes, Outcome, PAGE_SIZE,
+    Run, Target, Vpn, Written,
 };
 
 /// What a page holds: the whole page follows from this number. 0 is a page of zeros.
@@ -98,6 +100,9 @@ struct State {
 pub struct Machine {
     topology: Topology,
     state: Mutex<State>,
+    read_cost_nanos: AtomicU64,
+    /// CPU time that threads have used, in nanoseconds.
+    used: Mutex<HashMap<ThreadId, Arc<AtomicU64>>>,
 }
 
 impl Machine {
@@ -119,11 +124,28 @@ impl Machine {
             offline: Vec::new(),
             withheld: Vec::new(),
         };
-        Arc::new(Self { topology, state: Mutex::new(state) })
+        Arc::new(Self {
+            topology,
+            state: Mutex::new(state),
+            read_cost_nanos: AtomicU64::new(0),
+            used: Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// From now on, reading a page of the program takes so much CPU time, and all else none. It takes no time.
+    pub fn set_read_cost(&self, cost: Duration) {
+        let nanos = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX);
+        // Relaxed: a setting, nothing is ordered by it.
+        self.read_cost_nanos.store(nanos, Ordering::Relaxed);
+    }
+
+    /// What the calling thread has used.
+    fn used(&self) -> Arc<AtomicU64> {
+        Arc::clone(self.used.lock().entry(std::thread::current().id()).or_default())
     }
 
     /// The program writes to a page, whose memory is then on `nid` if it is new.
@@ -359,6 +381,11 @@ impl Memory for Machine {
                     Some(mapped) => state.content(mapped),
                 }
             };
+            // Relaxed: a setting and a counter, nothing is ordered by them.
+            let cost = self.read_cost_nanos.load(Ordering::Relaxed);
+            if cost > 0 {
+                self.used().fetch_add(cost, Ordering::Relaxed);
+            }
             each(&expand(content));
         }
     }
@@ -512,7 +539,13 @@ impl Nodes for Machine {
     }
 
     fn thread_cpu_time(&self) -> Duration {
-        Duration::ZERO
+        self.cpu_clock()()
+    }
+
+    fn cpu_clock(&self) -> CpuClock {
+        let used = self.used();
+        // Relaxed: a counter, nothing is ordered by it.
+        Box::new(move || Duration::from_nanos(used.load(Ordering::Relaxed)))
     }
 
     fn migrations(&self) -> std::io::Result<u64> {

@@ -13,6 +13,7 @@ mod ages;
 mod clock;
 mod core;
 mod counters;
+mod cpu;
 mod engine;
 mod find;
 mod fingerprint;

@@ -260,6 +260,9 @@ pub trait Frames: Send + Sync {
     fn metadata_bytes(&self) -> u64;
 }
 
+/// Tells the CPU time that some thread has used.
+pub type CpuClock = Box<dyn Fn() -> Duration + Send + Sync>;
+
 /// The machine's nodes and CPUs.
 pub trait Nodes: Send + Sync {
     /// Nodes, CPUs, distances.
@@ -273,6 +276,10 @@ pub trait Nodes: Send + Sync {
 
     /// CPU time the calling thread has used.
     fn thread_cpu_time(&self) -> Duration;
+
+    /// The clock of the CPU time that the calling thread has used, for other threads to read too. Not to be
+    /// read once the thread has ended.
+    fn cpu_clock(&self) -> CpuClock;
 
     /// A number that is another one once the machine has moved memory between nodes. It may be
     /// another one although nothing was moved.

@@ -107,6 +107,7 @@ impl Inner {
         let shard = &core.shards[index];
         // As in the pool: a thread that may not be bound does its work from elsewhere.
         shard.bind(&*core.nodes);
+        let _counted = shard.cpu.counted(&*core.nodes);
         let mut bound_at = Instant::now();
         let reader = core.forest.register();
         let (mut looked_in_pass, mut looked_since_rest) = (0, 0);

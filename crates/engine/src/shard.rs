@@ -8,6 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
 use crate::counters::Counter;
+use crate::cpu::CpuTime;
 use crate::machine::Nodes;
 use crate::scan::Cursor;
 
@@ -19,6 +20,8 @@ pub(crate) struct Shard {
     threads: usize,
     /// Whether all its threads could be bound to its node.
     bound: Arc<AtomicBool>,
+    /// Of its scanner and its pool's threads.
+    pub(crate) cpu: Arc<CpuTime>,
     /// None while the node is offline.
     pool: Mutex<Option<Arc<ThreadPool>>>,
     cursor: Mutex<Cursor>,
@@ -49,6 +52,7 @@ impl Shard {
             nid,
             threads,
             bound: Arc::default(),
+            cpu: Arc::default(),
             pool: Mutex::default(),
             cursor: Mutex::default(),
             busy: AtomicBool::new(false),
@@ -71,13 +75,18 @@ impl Shard {
     /// Starts its pool: its node is online.
     pub(crate) fn start(&self, nodes: &Arc<dyn Nodes>) -> Result<(), ThreadPoolBuildError> {
         let (nid, nodes, bound) = (self.nid, Arc::clone(nodes), Arc::clone(&self.bound));
+        let (begun, ended) = (Arc::clone(&self.cpu), Arc::clone(&self.cpu));
         bound.store(true, Ordering::SeqCst);
         let pool = ThreadPoolBuilder::new()
             .num_threads(self.threads)
             .thread_name(move |thread| format!("numerge-{nid}-{thread}"))
             // A thread that may not be bound (a described machine, a CPU set without this node)
             // still does its work, from elsewhere.
-            .start_handler(move |_| bind(&*nodes, nid, &bound))
+            .start_handler(move |_| {
+                bind(&*nodes, nid, &bound);
+                begun.begin(&*nodes);
+            })
+            .exit_handler(move |_| ended.end())
             .build()?;
         *self.pool.lock() = Some(Arc::new(pool));
         Ok(())

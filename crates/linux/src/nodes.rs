@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use numerge_engine::machine::{Nodes, PAGE_SIZE, Vpn};
+use numerge_engine::machine::{CpuClock, Nodes, PAGE_SIZE, Vpn};
 use numerge_topology::{AllowedCpus, Nid, Topology, nodes_of_pages};
 
 use crate::host;
@@ -83,6 +83,25 @@ impl Nodes for Machine {
             u32::try_from(time.tv_nsec).unwrap_or(0),
         )
     }
+
+    fn cpu_clock(&self) -> CpuClock {
+        let mut clock = 0;
+        // SAFETY: no safe binding gives a thread's clock to others. The calling thread exists, and `clock` is
+        // written to only here.
+        let known = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
+        Box::new(move || if known == 0 { time_of(clock) } else { Duration::ZERO })
+    }
+}
+
+/// What a clock tells; nothing if there is no such clock (any more).
+fn time_of(clock: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to `time` alone, and refuses a number that is no clock's.
+    let failed = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    if failed != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// The addresses of the pages that lie in these bytes as a whole.
@@ -187,5 +206,33 @@ mod tests {
         while machine.thread_cpu_time() == before {
             n = std::hint::black_box(n + 1);
         }
+    }
+
+    #[test]
+    fn s5_4_the_clock_of_a_thread_tells_others_what_that_thread_used() {
+        let machine = Machine::new(Arc::new(Topology::discover().expect("nodes")));
+        let (give, clock) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let machine = &machine;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let clock = machine.cpu_clock();
+                let began = machine.thread_cpu_time();
+                let mut n = 0_u64;
+                while machine.thread_cpu_time() - began < Duration::from_millis(30) {
+                    n = std::hint::black_box(n + 1);
+                }
+                give.send((clock, machine.thread_cpu_time())).expect("somebody listens");
+                // Alive, but at rest, while its clock is read.
+                let _ = ended.recv_timeout(Duration::from_secs(20));
+            });
+            let own = machine.cpu_clock();
+            let before = own();
+            let (clock, used) = clock.recv().expect("a clock");
+            let told = clock();
+            assert!(told >= used && told < used + Duration::from_millis(20), "{told:?}, {used:?}");
+            assert!(own() - before < used, "the calling thread waited meanwhile");
+            drop(end);
+        });
     }
 }

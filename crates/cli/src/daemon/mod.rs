@@ -7,7 +7,7 @@ mod user;
 
 use std::error::Error;
 use std::fs::{self, Permissions};
-use std::io::{self, IsTerminal};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::host::{Host, Setting, Sockets};
-use crate::metrics;
+use crate::{log, metrics};
 use passed::Passed;
 
 /// What becomes of merged pages when the daemon ends.
@@ -30,31 +30,6 @@ enum AtEnd {
     Keep,
     /// Their programs get memory of their own again
     Unmerge,
-}
-
-/// What is logged.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Level {
-    /// Why the daemon can't go on
-    Error,
-    /// Clients that are turned away, or do not answer; what runs out, such as memory for frames
-    Warn,
-    /// Beginning and end, clients that come and go, knobs that are set, run=2 and its end, frames that
-    /// moved to other nodes
-    Info,
-    /// How merging, pruning of chains and unmerging get on, a line a second at most for each domain
-    Debug,
-}
-
-impl From<Level> for tracing::Level {
-    fn from(level: Level) -> Self {
-        match level {
-            Level::Error => Self::ERROR,
-            Level::Warn => Self::WARN,
-            Level::Info => Self::INFO,
-            Level::Debug => Self::DEBUG,
-        }
-    }
 }
 
 #[derive(Args)]
@@ -84,8 +59,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<metrics::Address>,
     /// What is logged, on standard error: this and what matters more
-    #[arg(long, value_enum, default_value_t = Level::Info)]
-    log: Level,
+    #[arg(long, value_enum, default_value_t = log::Level::Info)]
+    log: log::Level,
     /// What becomes of merged pages on SIGTERM
     #[arg(long, value_enum, default_value_t = AtEnd::Unmerge)]
     at_end: AtEnd,
@@ -103,12 +78,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
 /// Serves until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let passed = Passed::take()?;
-    let level: tracing::Level = arguments.log.into();
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_max_level(level)
-        .init();
+    log::start(arguments.log);
     // What would take a file beyond its limit is an error, as for whoever can't be served.
     // SAFETY: a handler that does nothing is safe whenever it runs.
     unsafe { signal_hook::low_level::register(SIGXFSZ, || {}) }?;

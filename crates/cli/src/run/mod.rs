@@ -14,6 +14,7 @@ use numerge::{AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, Options as EngineOptions,
 use numerge_server::Socket;
 
 use crate::host::{self, Setting};
+use crate::log;
 use command::{Copies, End};
 use stats::Sampler;
 
@@ -52,6 +53,10 @@ pub(crate) struct Arguments {
     /// of its own
     #[arg(long)]
     as_ksm: bool,
+    /// Has the engine log this and what matters more, on standard error; without, it is COMMAND's alone.
+    /// Uses an engine of its own
+    #[arg(long, value_enum)]
+    log: Option<log::Level>,
     /// The daemon's socket [default: NUMERGE_SOCKET, or where a daemon listens if nothing is said]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -105,6 +110,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 
 /// An engine for the command alone.
 fn start_own(arguments: &Arguments) -> Result<host::Own, Box<dyn Error>> {
+    arguments.log.into_iter().for_each(log::start);
     if !arguments.as_ksm {
         let mut own = host::Own::start(&arguments.settings, EngineOptions::default())?;
         if let Some(directory) = &arguments.control_dir {
@@ -131,6 +137,7 @@ fn find_daemon(arguments: &Arguments) -> Result<Option<PathBuf>, Box<dyn Error>>
         ("--set", !arguments.settings.is_empty()),
         ("--control-dir", arguments.control_dir.is_some()),
         ("--as-ksm", arguments.as_ksm),
+        ("--log", arguments.log.is_some()),
     ];
     if let Some((option, _)) = for_own.iter().find(|(_, is_given)| *is_given) {
         return match &arguments.socket {

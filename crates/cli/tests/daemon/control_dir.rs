@@ -14,7 +14,7 @@ const DAEMON: &str = "nobody";
 const OTHER: &str = "64001";
 
 /// None, with the reason printed, where there can be no such files.
-fn bed() -> Option<Bed> {
+pub(crate) fn bed() -> Option<Bed> {
     if !is_root() {
         return None;
     }

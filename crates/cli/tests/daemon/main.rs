@@ -4,6 +4,7 @@
 
 mod bed;
 mod control_dir;
+mod default_place;
 mod endings;
 mod hostile;
 mod limits;

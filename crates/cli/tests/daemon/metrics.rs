@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use crate::bed::{Bed, By};
+use crate::bed::{Bed, By, is_root};
 
 const PAGES: u64 = 300;
 
@@ -72,6 +72,47 @@ fn s5_5_metrics_are_the_counters() {
     drop(programs);
     daemon.end();
     assert!(!socket.exists());
+}
+
+/// Where a process listens: paths of Unix sockets, and local addresses of others.
+fn listens(pid: u32) -> Vec<String> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let links = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let own: Vec<String> = links.map(|link| link.to_string_lossy().into_owned()).collect();
+    let mut found = Vec::new();
+    // The columns of the state, of what it is when somebody listens, of the inode, and of the address.
+    for (table, state, listening, inode, address) in
+        [("unix", 3, "00010000", 6, 7), ("tcp", 3, "0A", 9, 1), ("tcp6", 3, "0A", 9, 1)]
+    {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let is_own = |inode| own.contains(&format!("socket:[{inode}]"));
+            if fields.get(state) == Some(&listening) && fields.get(inode).is_some_and(is_own) {
+                found.push(fields.get(address).copied().unwrap_or_default().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn metrics_are_off_by_default() {
+    if !is_root() {
+        return;
+    }
+    let Some(bed) = Bed::new() else { return };
+    let own = bed.socket().to_str().unwrap().to_owned();
+    let without = [own.clone(), format!("{own}.control")];
+    let daemon = bed.daemon(&[]);
+    assert_eq!(listens(daemon.child.id()), without);
+    daemon.end();
+    for metrics in [bed.path("metrics").to_str().unwrap(), "127.0.0.1:0"] {
+        let daemon = bed.daemon(&["--metrics", metrics]);
+        assert_eq!(listens(daemon.child.id()).len(), without.len() + 1, "{metrics}");
+        daemon.end();
+    }
 }
 
 #[test]

@@ -17,6 +17,9 @@ const AWAY: RawFd = 100;
 const UNITS: [&str; 3] = ["numerge.service", "numerge.socket", "numerge-control.socket"];
 /// Of 100; systemd-analyze(1) calls what is below 20 "OK" or better.
 const MOST_EXPOSED: &str = "--threshold=19";
+/// The drop-in for control files, and the same with it.
+pub(crate) const FILES: &str = "control-files.conf";
+const MOST_EXPOSED_WITH_FILES: &str = "--threshold=40";
 
 fn are_merged(bed: &Bed, daemon: &crate::bed::Daemon) {
     let mut programs = [(), ()].map(|()| bed.program(&By::me(), PAGES, 1));
@@ -24,15 +27,26 @@ fn are_merged(bed: &Bed, daemon: &crate::bed::Daemon) {
     programs.iter_mut().for_each(Program::is_whole);
 }
 
-#[test]
-fn the_units_are_sound_and_grant_little() {
-    let scratch = tempfile::tempdir().unwrap();
+/// A file of `tools/systemd`.
+pub(crate) fn shipped(name: &str) -> String {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/systemd");
-    for unit in UNITS {
-        let text = fs::read_to_string(units.join(unit)).unwrap();
-        // Where it is installed it is not now.
-        let text = text.replace("/usr/bin/numerge", env!("CARGO_BIN_EXE_numerge"));
-        fs::write(scratch.path().join(unit), text).unwrap();
+    fs::read_to_string(units.join(name)).unwrap()
+}
+
+/// Verifies the units, with a drop-in for the service if there is one. Where the service is more exposed than
+/// that, fails; gives what it was found to be.
+fn verify(drop_in: Option<&str>, most_exposed: &str) -> String {
+    let scratch = tempfile::tempdir().unwrap();
+    // Where it is installed it is not now.
+    let install = |name: &str, to: &Path| {
+        let text = shipped(name).replace("/usr/bin/numerge", env!("CARGO_BIN_EXE_numerge"));
+        fs::write(to.join(name), text).unwrap();
+    };
+    UNITS.iter().for_each(|unit| install(unit, scratch.path()));
+    if let Some(drop_in) = drop_in {
+        let directory = scratch.path().join("numerge.service.d");
+        fs::create_dir(&directory).unwrap();
+        install(drop_in, &directory);
     }
     let analyze = |arguments: &[&str], units: &[&str]| {
         let mut command = Command::new("systemd-analyze");
@@ -45,7 +59,34 @@ fn the_units_are_sound_and_grant_little() {
     };
     let [_, complaints] = analyze(&["verify"], &UNITS);
     assert!(!complaints.contains("numerge"), "{complaints}");
-    analyze(&["security", "--offline=true", MOST_EXPOSED], &UNITS[..1]);
+    let [found, _] = analyze(&["security", "--offline=true", most_exposed], &UNITS[..1]);
+    found
+}
+
+#[test]
+fn the_units_are_sound_and_grant_little() {
+    verify(None, MOST_EXPOSED);
+}
+
+#[test]
+fn the_drop_in_for_control_files_is_sound_and_leaves_the_rest_hardened() {
+    let found = verify(Some(FILES), MOST_EXPOSED_WITH_FILES);
+    println!("{found}");
+    let has = |name: &str| {
+        let line = found.lines().find(|line| line.contains(name)).unwrap();
+        line.trim_start().starts_with('\u{2713}')
+    };
+    // What mounts nothing is as it was.
+    for kept in ["NoNewPrivileges=", "PrivateNetwork=", "LockPersonality=", "RestrictNamespaces="] {
+        assert!(has(kept), "{kept}: {found}");
+    }
+    // A mount that the daemon makes is seen by others only where it has no mount namespace of its own.
+    let private = ["Devices=", "Tmp="].map(|what| format!("Private{what}"));
+    let protected =
+        ["System=", "Home=", "KernelTunables=", "KernelModules=", "KernelLogs=", "ControlGroups="];
+    for dropped in private.into_iter().chain(protected.map(|what| format!("Protect{what}"))) {
+        assert!(!has(&dropped), "{dropped}: {found}");
+    }
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Output;
 
+use numerge::Knob;
+
 use crate::bed::{can_merge, numerge};
 
 /// A shell script below `numerge run`, whose engine it asks; `numerge` is this one.
@@ -92,6 +94,38 @@ fn manual_pages_and_completions_are_made() {
     ] {
         let found = read(page);
         assert!(found.contains(".TH") && found.contains(option), "{page}: {found}");
+    }
+    for (page, said) in [
+        ("numerge.1", [".SH FILES", ".SH ENVIRONMENT", "numerge\\-status\\fR(1)"]),
+        ("numerge-daemon.1", ["/run/numerge/ksm", "NUMERGE_SOCKET", "numerge\\-run\\fR(1)"]),
+        ("numerge-run.1", ["/dev/userfaultfd", "NUMERGE_AGENT", ".SH \"SEE ALSO\""]),
+        ("numerge-topology.1", ["HWLOC_SYNTHETIC", "HWLOC_XMLFILE", ".SH \"SEE ALSO\""]),
+    ] {
+        let found = read(page);
+        said.iter().for_each(|said| assert!(found.contains(said), "{page}, {said}: {found}"));
+    }
+    for page in ["numerge-set.1", "numerge-get.1"] {
+        let found = read(page);
+        let (_, knobs) = found.split_once(".SH KNOBS\n").unwrap();
+        for knob in Knob::ALL {
+            let (_, entry) = knobs.split_once(&format!(".TP\n\\fB{knob}\\fR\n")).unwrap();
+            let entry = entry.lines().next().unwrap();
+            let (least, most) = (knob.range().start().to_string(), knob.range().end().to_string());
+            let (values, default) = match knob {
+                Knob::AdvisorMode => ("none or scan-time".into(), "none".into()),
+                _ => (format!("{least} to {most}"), knob.default_value().to_string()),
+            };
+            let told = format!("Allowed is {values}; the default is {default}.");
+            assert!(entry.ends_with(&told), "{page}: {entry}");
+        }
+    }
+    // What troff complains of nobody would see.
+    for page in std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if page.extension().is_some_and(|extension| extension == "1") {
+            let lines = std::fs::read_to_string(&page).unwrap();
+            let is_odd = |line: &&str| line.starts_with('\'') || line.starts_with("..");
+            assert_eq!(lines.lines().find(is_odd), None, "{}", page.display());
+        }
     }
     // Hidden, as it is for packages.
     assert!(!Path::new(&directory.join("numerge-generate.1")).exists());

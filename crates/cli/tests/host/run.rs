@@ -78,6 +78,27 @@ fn a_signal_that_is_ignored_stays_so() {
 }
 
 #[test]
+fn standard_error_is_the_commands_unless_a_log_is_wanted() {
+    let said = |log: &[&str]| {
+        // Long enough that the engine has come to know of it.
+        let command = ["--", "sh", "-c", "echo mine >&2; sleep 0.3"];
+        let output = numerge(&[&["run"], log, &command].concat()).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(said(&[]), "mine\n");
+    assert_eq!(said(&["--log", "error"]), "mine\n");
+    let log = said(&["--log", "info"]);
+    assert!(
+        log.contains("mine\n") && log.contains(" INFO ") && log.contains("set knob=run"),
+        "{log}"
+    );
+    assert!(!log.contains("DEBUG"), "{log}");
+    let log = said(&["--log", "debug"]);
+    assert!(log.contains("DEBUG") && log.contains("to be set knob=run"), "{log}");
+}
+
+#[test]
 fn copies_run_side_by_side_and_the_first_bad_end_counts() {
     let output = numerge(&["run", "-n", "3", "--", "echo", "here"]).output().unwrap();
     assert!(output.status.success());
@@ -88,12 +109,14 @@ fn copies_run_side_by_side_and_the_first_bad_end_counts() {
 
 #[test]
 fn bad_arguments_are_named_with_what_is_allowed() {
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["run", "--", "/no/such/program"], "can't run /no/such/program"),
         (&["run", "--set", "nonsense=1", "--", "true"], "no knob 'nonsense': there are run,"),
         (&["run", "--set", "run=x", "--", "true"], "run can't be 'x': allowed is 0 to 2"),
         (&["run", "--set", "max_page_sharing=1", "--", "true"], "allowed is 2 to"),
         (&["run", "--socket", "/no/such/socket", "--", "true"], "no numerge daemon answers at"),
+        (&["run", "--log", "loud", "--", "true"], "[possible values: error, warn, info, debug]"),
+        (&["run", "--log", "info", "--socket", "x", "--", "true"], "--log is for an engine of"),
         (&["run", "--stats", "/no/such/place/x", "--", "true"], "can't write statistics to"),
     ];
     for (arguments, said) in cases {

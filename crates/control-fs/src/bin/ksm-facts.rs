@@ -134,6 +134,11 @@ fn main() -> ExitCode {
     }
 }
 
+/// Whose it is, by numbers: no names have to be known.
+fn owner(found: &fs::Metadata) -> String {
+    format!("user {} group {}", found.uid(), found.gid())
+}
+
 /// The files of a directory, and what the knobs were found to be.
 struct Facts {
     directory: PathBuf,
@@ -155,14 +160,15 @@ impl Facts {
 
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let found = fs::metadata(&self.directory)?;
-        writeln!(out, "directory: mode {:o}, {}", found.mode(), self.changes())?;
+        writeln!(out, "directory: mode {:o}, {}, {}", found.mode(), owner(&found), self.changes())?;
         for name in &self.names {
             let path = self.directory.join(name);
             let found = fs::metadata(&path)?;
             writeln!(
                 out,
-                "{name}: mode {:o}, {} bytes, {} links",
+                "{name}: mode {:o}, {}, {} bytes, {} links",
                 found.mode(),
+                owner(&found),
                 found.len(),
                 found.nlink()
             )?;

@@ -105,6 +105,37 @@ fn s5_4_the_advisor_takes_its_owners_word_for_full_scans() {
 }
 
 #[test]
+fn s5_4_the_advisors_cpu_limit_is_for_all_threads_that_scan() {
+    let pages = 4000;
+    let bed = Bed::new(pages);
+    let advised = || bed.engine.knob(Knob::PagesToScan);
+    // A scan that takes longer than wanted, so that the next is to look at more at a time.
+    let scan = || {
+        (0..pages).for_each(|page| bed.write([page], page + 1));
+        std::thread::sleep(Duration::from_millis(1100));
+        bed.scan(1);
+    };
+    bed.engine.set(Knob::AdvisorTargetScanTime, 1).unwrap();
+    bed.engine.set(Knob::AdvisorMaxCpu, 50).unwrap();
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 2000).unwrap();
+    bed.engine.set(Knob::AdvisorMode, ADVISOR_SCAN_TIME).unwrap();
+    bed.engine.set(Knob::AdvisorMinPagesToScan, 1).unwrap();
+    scan();
+    let more = advised();
+    assert!(more > 2000, "where reading costs nothing: {more}");
+
+    // All threads together, whichever has read a page, take four seconds.
+    bed.machine.set_read_cost(Duration::from_millis(1));
+    let began = Instant::now();
+    scan();
+    let took = began.elapsed();
+    let allowed = |took: Duration| u128::from(more) * took.as_millis() / 2 / 4000;
+    let (least, most) = (allowed(Duration::from_millis(1100)), allowed(2 * took) + 1);
+    let found = u128::from(advised());
+    assert!((least..=most).contains(&found), "{found} of {more}, for {least} to {most}");
+}
+
+#[test]
 fn s5_2_unmerging_blocks_nothing_and_can_be_interrupted() {
     let pages = 200_000;
     let bed = Bed::with(1, pages, EngineOptions::default());
