@@ -18,6 +18,7 @@
 //! - Every queue, and everything that grows at a client's will, has a limit.
 
 mod accept;
+mod allotments;
 mod book;
 mod chatter;
 mod client;
@@ -26,6 +27,7 @@ mod heap;
 mod host;
 mod inbox;
 mod journal;
+mod known;
 mod link;
 mod mappings;
 mod memory;
