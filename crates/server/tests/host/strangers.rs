@@ -1,5 +1,7 @@
 //! Clients that are not let in, and clients that lie.
 
+use std::collections::BTreeSet;
+
 use numerge_engine::Knob;
 use numerge_server::{Domains, Members, Options, Quotas};
 
@@ -63,6 +65,15 @@ fn s6_domains_share_no_frame() {
         assert_eq!(frames[0], frames[1]);
         assert_eq!(frames[2], frames[3]);
         assert!(frames[0].iter().all(|frame| !frames[2].contains(frame)));
+    }
+    // What it may map some day: the files that it was given, each by device and inode.
+    let files: Vec<BTreeSet<String>> = clients
+        .iter_mut()
+        .map(|client| client.ask("files").split_whitespace().map(str::to_owned).collect())
+        .collect();
+    assert!(files.iter().all(|files| !files.is_empty()), "{files:?}");
+    for red in &files[..2] {
+        assert!(files[2..].iter().all(|blue| red.is_disjoint(blue)), "{files:?}");
     }
     let per_domain: Vec<u64> =
         bed.server.domains().iter().map(|d| d.engine().counters().pages_shared).collect();
