@@ -108,6 +108,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_max_level(level)
+        // It would say on standard error that nothing can be said there, and panic.
+        .log_internal_errors(false)
         .init();
     // What would take a file beyond its limit is an error, as for whoever can't be served.
     // SAFETY: a handler that does nothing is safe whenever it runs.
