@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
 use numerge::{Knob, Options as EngineOptions};
@@ -23,6 +23,8 @@ use crate::value;
 
 /// Between looks at whether questions are still being answered.
 const SETTLE: Duration = Duration::from_millis(5);
+/// How long they may take before this process ends all the same.
+const REQUESTS_WAIT: Duration = Duration::from_secs(10);
 
 /// `KNOB=VALUE` of the command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -155,12 +157,19 @@ impl Host {
         drop(metrics);
         drop(control);
         // Requests that are being answered come to an end, those that would take long as well.
+        let began = Instant::now();
         loop {
             match Arc::try_unwrap(server) {
                 Ok(server) => return server.shut_down(keep),
                 Err(shared) => server = shared,
             }
             server.interrupt_unmerging();
+            if began.elapsed() >= REQUESTS_WAIT {
+                // Its engine waits for a program: see ARCHITECTURE.md. The clients find that it has ended.
+                let clients = server.client_count();
+                std::mem::forget(server);
+                return clients;
+            }
             std::thread::sleep(SETTLE);
         }
     }

@@ -36,5 +36,7 @@ pub(crate) fn start(level: Level) {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_max_level(level)
+        // It would say on standard error that nothing can be said there, and panic.
+        .log_internal_errors(false)
         .init();
 }

@@ -13,6 +13,7 @@ mod recent;
 mod run;
 mod value;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -93,9 +94,14 @@ fn main() -> ExitCode {
         }
     };
     done.unwrap_or_else(|error| {
-        eprintln!("numerge: {error}");
+        complain(&*error);
         ExitCode::FAILURE
     })
+}
+
+/// Says why on standard error. Where that can't be written to, the exit status has to do.
+fn complain(why: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "numerge: {why}");
 }
 
 fn topology(json: bool) -> Result<(), Box<dyn std::error::Error>> {

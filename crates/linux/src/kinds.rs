@@ -37,18 +37,21 @@ impl ProcessMemory {
     ) -> Result<(), MemoryError> {
         // Held over the look: pages go from one kind of mapping to the other only under it.
         let tables = self.tables();
-        let look_at = |page: Vpn| self.read(&[page..page.plus(1)], &mut |_| {});
+        let look_at = |pages: &[Vpn]| {
+            pages.iter().for_each(|page| self.read(&[*page..page.plus(1)], &mut |_| {}));
+            Ok(())
+        };
         append(&self.pagemap, &tables.in_file, &look_at, pages, out)
             .map_err(|source| system("PAGEMAP_SCAN", source))
     }
 }
 
 /// Appends the kind of each page; nothing if that fails. `in_file` are the pages that may be in a file
-/// mapping, `look_at` reads a page.
+/// mapping, `look_at` reads pages.
 pub(crate) fn append<T: Copy + PartialEq>(
     pagemap: &Pagemap,
     in_file: &Ranges<T>,
-    look_at: &dyn Fn(Vpn),
+    look_at: &dyn Fn(&[Vpn]) -> io::Result<()>,
     pages: &Range<Vpn>,
     out: &mut Vec<Option<Kind>>,
 ) -> io::Result<()> {
@@ -70,21 +73,23 @@ pub(crate) fn append<T: Copy + PartialEq>(
             swapped.push(region.pages());
         }
     })?;
-    for run in swapped {
-        for page in (0..count(&run)).map(|n| run.start.plus(n)) {
-            let place = size(page.0 - pages.start.0);
-            if found[place].is_none() {
-                found[place] = Some(Kind::Private);
-                continue;
-            }
-            // Looking at it brings in what is really there.
-            look_at(page);
-            each_there(&(page..page.plus(1)), &mut |region| {
-                if region.categories & category::PRESENT != 0 {
-                    found[place] = Some(kind(region.categories));
-                }
-            })?;
+    let mut unknown = Vec::new();
+    for page in swapped.into_iter().flat_map(|run| (run.start.0..run.end.0).map(Vpn)) {
+        match &mut found[size(page.0 - pages.start.0)] {
+            Some(_) => unknown.push(page),
+            none => *none = Some(Kind::Private),
         }
+    }
+    // Looking at it brings in what is really there.
+    if !unknown.is_empty() {
+        look_at(&unknown)?;
+    }
+    for page in unknown {
+        each_there(&(page..page.plus(1)), &mut |region| {
+            if region.categories & category::PRESENT != 0 {
+                found[size(page.0 - pages.start.0)] = Some(kind(region.categories));
+            }
+        })?;
     }
     out.append(&mut found);
     Ok(())

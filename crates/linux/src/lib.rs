@@ -16,6 +16,7 @@
 
 mod again;
 mod area;
+mod aside;
 mod bitmap;
 mod calls;
 mod convert;

@@ -42,7 +42,8 @@ const REGIONS: usize = 512;
 const GAP_BYTES: u64 = 256 * PAGE_BYTES;
 /// The same where there may be pages of files.
 const GAP_IN_FILES_BYTES: u64 = 64 * PAGE_BYTES;
-const EMPTY: PageRegion = PageRegion { start: 0, end: 0, categories: 0 };
+/// Nothing, yet.
+pub(crate) const EMPTY: PageRegion = PageRegion { start: 0, end: 0, categories: 0 };
 
 /// `struct page_region`: adjacent pages of the same categories.
 #[repr(C)]
@@ -78,6 +79,15 @@ struct ScanArg {
     category_mask: u64,
     category_anyof_mask: u64,
     return_mask: u64,
+}
+
+/// Where a page that a process has is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// Who looks at it need not wait.
+    Memory,
+    /// Elsewhere, or there is a mere marker, and nobody can tell what is behind it.
+    Swap,
 }
 
 /// A process's page tables, to ask.
@@ -216,6 +226,21 @@ impl Pagemap {
         Ok(())
     }
 
+    /// How many pages from the beginning of `bytes` on are of a kind, and which: None if the first is not
+    /// there, or a page of a file. One call, which looks no further than there are `regions`.
+    pub(crate) fn first_own(
+        &self,
+        bytes: Range<u64>,
+        regions: &mut [PageRegion],
+    ) -> io::Result<Option<(u64, Place)>> {
+        let (found, _) = self.scan(&Question::own(bytes.clone()), regions)?;
+        Ok(regions[..found].first().filter(|first| first.start == bytes.start).map(|first| {
+            let is_present = first.categories & category::PRESENT != 0;
+            let place = if is_present { Place::Memory } else { Place::Swap };
+            ((first.end - first.start) / PAGE_BYTES, place)
+        }))
+    }
+
     /// One call: as many regions as fit. Gives how many, and where the walk ended.
     fn scan(&self, question: &Question, regions: &mut [PageRegion]) -> io::Result<(usize, u64)> {
         let mut arg = ScanArg {
@@ -227,7 +252,7 @@ impl Pagemap {
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: regions.len() as u64,
             max_pages: question.max_pages,
-            category_inverted: 0,
+            category_inverted: question.inverted,
             category_mask: question.all_of,
             category_anyof_mask: question.any_of,
             return_mask: question.tell,
@@ -261,6 +286,8 @@ struct Question {
     bytes: Range<u64>,
     flags: u64,
     max_pages: u64,
+    /// Of `all_of`, those that a page must not have.
+    inverted: u64,
     all_of: u64,
     any_of: u64,
     tell: u64,
@@ -273,6 +300,7 @@ impl Question {
             bytes,
             flags: 0,
             max_pages,
+            inverted: 0,
             all_of: category::WRITTEN,
             any_of: 0,
             tell: category::WRITTEN,
@@ -285,10 +313,17 @@ impl Question {
             bytes,
             flags: 0,
             max_pages: 0,
+            inverted: 0,
             all_of: categories,
             any_of: category::PRESENT | category::SWAPPED,
             tell: category::FILE | category::PRESENT | category::SWAPPED | category::PFNZERO,
         }
+    }
+
+    /// Pages that are there, and no file's.
+    const fn own(bytes: Range<u64>) -> Self {
+        let there = Self::there(bytes, category::FILE);
+        Self { inverted: category::FILE, tell: category::PRESENT, ..there }
     }
 
     /// Pages that are there and not write protected, to be protected; without `files`, which are

@@ -37,7 +37,7 @@ use crate::frame_file::{FILE_FRAMES, FILE_SHIFT, FrameRun, FrameSource};
 use crate::num::PAGE_SHIFT;
 use crate::pool_file::PoolFile;
 use crate::quarantine::{self, Quarantine};
-use crate::sharers::{self, Exempt, FileId, ProcessId, Shared};
+use crate::sharers::{self, Exempt, FileId, ProcessId, Shared, Unanswered};
 use crate::{fork, host, nodes};
 
 /// Rows of files a node, used in rotation.
@@ -60,6 +60,8 @@ pub struct FramePools {
     /// Files with any of these frames hand out no more.
     withheld: RwLock<Vec<Range<Kpfn>>>,
     served: Mutex<Served>,
+    /// Who does not let itself be looked at.
+    unanswered: Arc<Unanswered>,
     made_ticks: u64,
     /// [`fork::depth`] of the process that made this.
     depth: u64,
@@ -124,6 +126,7 @@ impl FramePools {
             waiting: Mutex::new(waiting),
             withheld: RwLock::default(),
             served: Mutex::default(),
+            unanswered: Arc::default(),
             made_ticks: sharers::now_ticks(),
             depth: fork::depth(),
         })
@@ -321,7 +324,7 @@ impl FramePools {
                 users: Some(served.users.clone()),
             };
             drop(served);
-            match sharers::others(&self.file_ids(), &exempt) {
+            match sharers::others_unheld(self.file_ids(), &exempt, &self.unanswered) {
                 Some(shared) => self.punch_unless(runs, shared),
                 None => runs,
             }

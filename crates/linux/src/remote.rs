@@ -7,6 +7,11 @@
 //! be read, and that is all. And the file stands for one address space, not for a number: after an
 //! exec, or when the number belongs to somebody else, it reads as empty.
 //!
+//! A page of a file, though, would make the file wait as long as that file's system likes, and nothing
+//! could end that. So each time the page tables are asked first, and what is not in memory, and no file's, is
+//! left to a thread that may be left behind ([`crate::aside`]). Between the two the process may put a file
+//! there all the same, if it tries often enough: then whoever reads waits for that file.
+//!
 //! The pagemap is the process's own, passed by it, and compared with the one that /proc has for it:
 //! it stands for an address space too, so nobody can have us look at another's.
 
@@ -16,20 +21,27 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use numerge_engine::machine::{Kind, PAGE_SIZE, Vpn, Written};
 use numerge_topology::{Nid, nodes_of_process_pages};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags, PROC_SUPER_MAGIC};
 
+use crate::aside::Aside;
 use crate::error::Error;
 use crate::kinds;
 use crate::num::{address, count, size};
-use crate::pagemap::Pagemap;
+use crate::pagemap::{self, Pagemap, Place};
 use crate::ranges::Ranges;
 
 /// Pages read by one call: few enough to be in a cache still when they are looked at.
 const PIECE_PAGES: u64 = 16;
+/// How long pages may take that are not in memory.
+const SWAP_WAIT: Duration = Duration::from_secs(1);
+/// An address that nobody has anything at.
+const NOWHERE: u64 = i64::MAX.cast_unsigned() & !(PAGE_SIZE as u64 - 1);
 
 thread_local! {
     static PIECE: RefCell<Vec<[u8; PAGE_SIZE]>> = const { RefCell::new(Vec::new()) };
@@ -80,9 +92,11 @@ pub enum RemoteError {
 pub struct RemoteProcess {
     pid: i32,
     /// /proc/PID, which no later process of that number is taken for.
-    directory: OwnedFd,
-    memory: File,
+    directory: Arc<OwnedFd>,
+    memory: Arc<File>,
     pagemap: Pagemap,
+    /// What may take for ever.
+    aside: Aside,
 }
 
 impl RemoteProcess {
@@ -118,7 +132,8 @@ impl RemoteProcess {
             });
         }
         let pagemap = Pagemap::of(File::from(pagemap))?;
-        Ok(Self { pid, directory, memory, pagemap })
+        let (directory, memory) = (Arc::new(directory), Arc::new(memory));
+        Ok(Self { pid, directory, memory, pagemap, aside: Aside::default() })
     }
 
     /// Its number.
@@ -131,11 +146,12 @@ impl RemoteProcess {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         // Where there is memory, but none at this address, it is an error.
-        matches!(self.memory.read_at(&mut [0], 0), Ok(0))
+        matches!(self.memory.read_at(&mut [0], NOWHERE), Ok(0))
     }
 
     /// Passes copies of the pages to `each`, one after the other, up to the first that can't be read:
-    /// not there, frozen by the process itself. See [`numerge_engine::machine::Memory::read`].
+    /// not there, frozen by the process itself, or in a file mapping and not written to since. See
+    /// [`numerge_engine::machine::Memory::read`].
     pub fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
         // Not borrowed while `each` is called, which may read pages itself.
         let mut piece = PIECE.take();
@@ -143,32 +159,42 @@ impl RemoteProcess {
         for run in runs {
             let mut at = run.start;
             while at < run.end {
-                let wanted = size((run.end.0 - at.0).min(PIECE_PAGES));
-                let got = self.read_piece(at, &mut piece[..wanted]);
+                let end = run.end.min(at.plus(PIECE_PAGES));
+                let got = self.read_piece(at..end, &mut piece);
                 piece[..got].iter().for_each(&mut *each);
-                if got < wanted {
+                if got == 0 {
                     PIECE.set(piece);
                     return;
                 }
-                at = at.plus(wanted as u64);
+                at = at.plus(got as u64);
             }
         }
         PIECE.set(piece);
     }
 
-    /// Reads adjacent pages; gives how many.
-    fn read_piece(&self, first: Vpn, piece: &mut [[u8; PAGE_SIZE]]) -> usize {
-        let bytes = piece.as_flattened_mut();
-        let mut got = 0;
-        while got < bytes.len() {
-            match self.memory.read_at(&mut bytes[got..], address(first) + got as u64) {
-                Ok(0) => break,
-                Ok(more) => got += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
+    /// Reads the first of these pages, which fit, as far as they are all in memory or none is; gives how
+    /// many.
+    fn read_piece(&self, pages: Range<Vpn>, piece: &mut [[u8; PAGE_SIZE]]) -> usize {
+        let mut regions = [pagemap::EMPTY; 1];
+        let bytes = address(pages.start)..address(pages.end);
+        match self.pagemap.first_own(bytes, &mut regions) {
+            Ok(Some((count, Place::Memory))) => {
+                read_pages(&self.memory, pages.start, &mut piece[..size(count)])
             }
+            Ok(Some((count, Place::Swap))) => {
+                let (memory, first) = (Arc::clone(&self.memory), pages.start);
+                let read = move || {
+                    let mut piece = vec![[0; PAGE_SIZE]; size(count)];
+                    let got = read_pages(&memory, first, &mut piece);
+                    piece.truncate(got);
+                    piece
+                };
+                let read = self.aside.call(SWAP_WAIT, read).unwrap_or_default();
+                piece[..read.len()].copy_from_slice(&read);
+                read.len()
+            }
+            Ok(None) | Err(_) => 0,
         }
-        got / PAGE_SIZE
     }
 
     /// Appends what was written in `pages` since the last call, and arms it again; `in_file` are the
@@ -221,7 +247,14 @@ impl RemoteProcess {
         in_file: &Ranges<T>,
         out: &mut Vec<Option<Kind>>,
     ) -> io::Result<()> {
-        let look_at = |page: Vpn| self.read(&[page..page.plus(1)], &mut |_| {});
+        let look_at = |pages: &[Vpn]| {
+            pages.chunks(size(PIECE_PAGES)).try_for_each(|some| {
+                let (memory, some) = (Arc::clone(&self.memory), some.to_vec());
+                let read = move |page| read_pages(&memory, page, &mut [[0; PAGE_SIZE]]);
+                let look = move || some.into_iter().for_each(|page| _ = read(page));
+                self.aside.call(SWAP_WAIT, look)
+            })
+        };
         let before = out.len();
         unless_gone(kinds::append(&self.pagemap, in_file, &look_at, pages, out), || ())?;
         out.resize(before + size(count(pages)), None);
@@ -246,25 +279,19 @@ impl RemoteProcess {
         Ok(())
     }
 
-    /// Number of mappings the process has.
+    /// Number of mappings the process has, if it can be told within `most` of time, a second at most.
     ///
     /// # Errors
-    /// What the system said: ESRCH if it has ended.
-    pub fn mappings(&self) -> io::Result<u64> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let maps = rustix::fs::openat(&self.directory, "maps", flags, Mode::empty())?;
-        let mut maps = BufReader::with_capacity(1 << 16, File::from(maps));
-        let mut lines = 0;
-        loop {
-            let read = maps.fill_buf()?;
-            if read.is_empty() {
-                // A process whose first thread has ended shows none: nobody knows then.
-                return if lines > 0 { Ok(lines) } else { Err(io::ErrorKind::NotFound.into()) };
-            }
-            lines += read.iter().map(|byte| u64::from(*byte == b'\n')).sum::<u64>();
-            let len = read.len();
-            maps.consume(len);
-        }
+    /// `TimedOut`, or what the system said: ESRCH if it has ended.
+    pub fn mappings(&self, most: Duration) -> io::Result<u64> {
+        let directory = Arc::clone(&self.directory);
+        self.aside.call(most, move || count_mappings(&directory))?
+    }
+
+    /// Waits, however long it takes, until no thread looks at the process any more that was left behind, and
+    /// leaves nothing to one from now on.
+    pub fn wait_for_looks(&self) {
+        self.aside.close();
     }
 
     /// Where the process's user namespace is, as a number that no other living one has.
@@ -274,6 +301,38 @@ impl RemoteProcess {
     pub fn user_namespace(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statat(&self.directory, "ns/user", AtFlags::empty())?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+}
+
+/// Reads adjacent pages; gives how many.
+fn read_pages(memory: &File, first: Vpn, pages: &mut [[u8; PAGE_SIZE]]) -> usize {
+    let bytes = pages.as_flattened_mut();
+    let mut got = 0;
+    while got < bytes.len() {
+        match memory.read_at(&mut bytes[got..], address(first) + got as u64) {
+            Ok(0) => break,
+            Ok(more) => got += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    got / PAGE_SIZE
+}
+
+fn count_mappings(directory: &OwnedFd) -> io::Result<u64> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let maps = rustix::fs::openat(directory, "maps", flags, Mode::empty())?;
+    let mut maps = BufReader::with_capacity(1 << 16, File::from(maps));
+    let mut lines = 0;
+    loop {
+        let read = maps.fill_buf()?;
+        if read.is_empty() {
+            // A process whose first thread has ended shows none: nobody knows then.
+            return if lines > 0 { Ok(lines) } else { Err(io::ErrorKind::NotFound.into()) };
+        }
+        lines += read.iter().map(|byte| u64::from(*byte == b'\n')).sum::<u64>();
+        let len = read.len();
+        maps.consume(len);
     }
 }
 

@@ -4,14 +4,24 @@
 //! which it compares its pages with frames before it maps them. As long as the client is served, the engine knows of
 //! which frames that may be. Afterwards it does not: the client may be in the midst of a merge that it was asked
 //! for before, and maps the frame only then. So its view keeps all frames from being given back.
+//!
+//! A process can keep whoever wants its list of mappings waiting for ever. Those of processes that may mean harm are
+//! read by a thread that is left behind then (`Reader`).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::maps::Mapping;
 use crate::num::PAGE_SHIFT;
+
+mod reader;
+
+pub(crate) use reader::Unanswered;
+
+use reader::Reader;
 
 /// Root's number.
 const ROOT: u32 = 0;
@@ -108,7 +118,7 @@ fn is_among(processes: &[ProcessId], pid: u32) -> bool {
 }
 
 /// Which mappings count.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Counted {
     Private,
     All,
@@ -127,10 +137,30 @@ pub(crate) fn of_process(pid: u32, files: &[FileId]) -> io::Result<Vec<Shared>> 
 /// meanwhile, and two such passes are needed: a child made behind the back of the first pass is
 /// there for the second.
 pub(crate) fn others(files: &[FileId], exempt: &Exempt) -> Option<Vec<Shared>> {
+    look_twice(exempt, &mut |pid, counted, shared| read_maps(pid, files, counted, shared))
+}
+
+/// The same where some of the processes may mean harm.
+pub(crate) fn others_unheld(
+    files: Vec<FileId>,
+    exempt: &Exempt,
+    unanswered: &Arc<Unanswered>,
+) -> Option<Vec<Shared>> {
+    let mut reader = Reader::new(files, Arc::clone(unanswered));
+    look_twice(exempt, &mut |pid, counted, shared| {
+        shared.append(&mut reader.read(pid, counted)?);
+        Ok(())
+    })
+}
+
+/// Appends what a process maps.
+type Read<'a> = dyn FnMut(u32, Counted, &mut Vec<Shared>) -> io::Result<()> + 'a;
+
+fn look_twice(exempt: &Exempt, read: &mut Read<'_>) -> Option<Vec<Shared>> {
     let mut calm = 0;
     let mut shared = Vec::new();
     for _ in 0..PASSES {
-        match pass(files, exempt, &mut shared) {
+        match pass(exempt, read, &mut shared) {
             Pass::Calm => calm += 1,
             Pass::Vanished => calm = 0,
             Pass::Unreadable => return None,
@@ -148,7 +178,7 @@ enum Pass {
     Unreadable,
 }
 
-fn pass(files: &[FileId], exempt: &Exempt, shared: &mut Vec<Shared>) -> Pass {
+fn pass(exempt: &Exempt, read: &mut Read<'_>, shared: &mut Vec<Shared>) -> Pass {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Pass::Unreadable;
     };
@@ -163,7 +193,7 @@ fn pass(files: &[FileId], exempt: &Exempt, shared: &mut Vec<Shared>) -> Pass {
         if pid == std::process::id() || exempt.is_known(pid) {
             continue;
         }
-        match read_maps(pid, files, exempt.counted(pid), shared) {
+        match read(pid, exempt.counted(pid), shared) {
             Ok(()) => {}
             Err(error) if gone(&error) => result = Pass::Vanished,
             Err(_) => match exempt.is_stranger(pid) {

@@ -7,11 +7,15 @@ use std::fs::File;
 use std::num::NonZero;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use common::{World, page_of, sub};
 use numerge_engine::machine::{Kind, Memory, Outcome, Vpn, Written};
 use numerge_linux::{AnonymousRegion, Ranges, RemoteError, RemoteProcess};
 use rustix::process::{Pid, PidfdFlags};
+
+/// How long counting may take.
+const SOON: Duration = Duration::from_secs(1);
 
 fn pagemap_of(pid: i32) -> OwnedFd {
     File::open(format!("/proc/{pid}/pagemap")).unwrap().into()
@@ -88,10 +92,46 @@ fn tells_what_was_written_and_what_lies_where() {
     world.memory.unregister(region.pages()).unwrap();
 }
 
+fn advise(pages: &Range<Vpn>, advice: i32) {
+    let start = usize::try_from(pages.start.0 * 4096).unwrap();
+    let bytes = usize::try_from((pages.end.0 - pages.start.0) * 4096).unwrap();
+    // SAFETY: pages of a region of this test, to which no reference exists.
+    let done =
+        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), bytes, advice) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A file's page would keep whoever reads it waiting for as long as the file likes.
+#[test]
+fn s6_pages_of_files_are_read_only_where_the_process_has_written_to_them() {
+    let Some(world) = World::new() else { return };
+    let process = remote(me(), pagemap_of(me())).unwrap();
+    let region = world.region(8, |page| page as u64 + 1);
+    let frames = world.frames(&[4, 5, 6]);
+    let merged = sub(&region, 3..6);
+    assert_eq!(world.merge_frames(merged.clone(), &frames), [Outcome::Merged; 3]);
+    assert_eq!(contents(&process, std::slice::from_ref(&merged)).len(), 0, "not looked at yet");
+    advise(&merged, libc::MADV_POPULATE_READ);
+    assert_eq!(contents(&process, std::slice::from_ref(&merged)).len(), 0, "a file's");
+    assert_eq!(contents(&process, &[region.pages()]).len(), 3, "up to the first");
+    region.write(4 * 4096, &page_of(77)).unwrap();
+    assert!(contents(&process, &[sub(&region, 4..5)]) == [page_of(77)]);
+    // Where nobody can tell what is behind a marker, it is looked at aside.
+    let end = process.written(&merged, u64::MAX, &|_| true, &mut Vec::new()).unwrap();
+    assert_eq!(end, merged.end);
+    advise(&sub(&region, 5..6), libc::MADV_DONTNEED);
+    assert!(contents(&process, &[sub(&region, 5..6)]) == [page_of(6)]);
+    process.wait_for_looks();
+    advise(&sub(&region, 5..6), libc::MADV_DONTNEED);
+    assert_eq!(contents(&process, &[sub(&region, 5..6)]).len(), 0, "nothing aside any more");
+    world.memory.unmerge(&[region.pages()]).unwrap();
+    world.memory.unregister(region.pages()).unwrap();
+}
+
 #[test]
 fn counts_mappings_and_finds_nodes() {
     let process = remote(me(), pagemap_of(me())).unwrap();
-    assert!(process.mappings().unwrap() > 10);
+    assert!(process.mappings(SOON).unwrap() > 10);
     assert!(!process.is_gone());
     let region = AnonymousRegion::new(2 * 4096).unwrap();
     region.write(0, b"touched").unwrap();
@@ -147,5 +187,5 @@ fn of_a_process_that_has_ended_nothing_is_left() {
     assert_eq!(written, []);
     process.nodes_of(&[region.pages()], &mut nodes).unwrap();
     assert_eq!(nodes, [None; 4]);
-    assert!(process.mappings().is_err());
+    assert!(process.mappings(SOON).is_err());
 }

@@ -106,6 +106,8 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
         }
         client.end();
     });
+    // For each thread that it keeps waiting it keeps its place among the clients, too.
+    client.memory.process().wait_for_looks();
     host.on_behalf_of(user, |unsaid| tracing::info!(%pid, uid = user, unsaid, "client has gone"));
 }
 

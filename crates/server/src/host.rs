@@ -14,6 +14,7 @@ use numerge_topology::Topology;
 use parking_lot::{Condvar, Mutex};
 use rustix::event::EventfdFlags;
 
+use crate::allotments::Allotments;
 use crate::chatter::Chatter;
 use crate::client::Client;
 use crate::domain::{Domain, DomainId};
@@ -42,6 +43,7 @@ pub(crate) struct Host {
     /// Readable once the server stops.
     stop: OwnedFd,
     pub(crate) scans: Scans,
+    pub(crate) allotments: Allotments,
 }
 
 /// Who is connected.
@@ -75,6 +77,7 @@ impl Registry {
 impl Host {
     pub(crate) fn new(options: Options, topology: Arc<Topology>) -> io::Result<Self> {
         Ok(Self {
+            allotments: Allotments::new(&options.quotas),
             options,
             chatter: Chatter::default(),
             topology,

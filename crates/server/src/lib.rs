@@ -18,6 +18,7 @@
 //! - Every queue, and everything that grows at a client's will, has a limit.
 
 mod accept;
+mod allotments;
 mod answers;
 mod book;
 mod chatter;
@@ -27,6 +28,7 @@ mod heap;
 mod host;
 mod inbox;
 mod journal;
+mod known;
 mod link;
 mod mappings;
 mod memory;

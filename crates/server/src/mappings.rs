@@ -3,8 +3,9 @@
 //! The kernel has no count of them: each has to be read, which takes some 30 ms where there are as many as
 //! a program may have. So there is a limit on the time that is spent on it each time somebody asks, those
 //! counted longest ago come first, and of the others, and where it is less than a second old, the last count
-//! is given.
+//! is given. A client that doesn't let itself be counted, as it may, is not waited for.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use crate::client::Client;
 
 /// After so long, no other client's mappings are counted.
 const MOST: Duration = Duration::from_millis(20);
+/// How long one client's may take.
+const COUNT_WAIT: Duration = Duration::from_millis(200);
 
 /// How old a count may be for who asks again and again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -37,7 +40,12 @@ pub(crate) fn count_some(clients: &[Arc<Client>]) {
         if now >= until || is_fresh {
             break;
         }
-        let mappings = client.memory.process().mappings().ok();
-        *client.counted.lock() = Counted { at: Some(now), mappings };
+        // Not locked meanwhile: who asks for the last count does not wait.
+        let mappings = client.memory.process().mappings(COUNT_WAIT);
+        let mut counted = client.counted.lock();
+        counted.at = Some(now);
+        if !mappings.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            counted.mappings = mappings.ok();
+        }
     }
 }

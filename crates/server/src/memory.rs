@@ -33,6 +33,8 @@ const MERGE_WAIT: Duration = Duration::from_millis(250);
 /// How long an unmerge waits, while everything else in the engine does (S5.2). What is answered later
 /// is known to who asks again.
 const UNMERGE_WAIT: Duration = Duration::from_millis(8);
+/// How long counting a client's mappings may take, which the engine waits for with all else.
+const COUNT_WAIT: Duration = Duration::from_millis(250);
 /// How long a client may be silent, where nobody else waits, and how long it may say other things.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -318,7 +320,10 @@ fn unmerge_questions(ranges: &[Range<Vpn>]) -> Vec<Vec<Range<Vpn>>> {
 }
 
 fn system(call: &'static str) -> impl Fn(io::Error) -> MemoryError {
-    move |source| MemoryError::System { call, source }
+    move |source| match source.kind() {
+        io::ErrorKind::TimedOut => MemoryError::NoAnswer,
+        _ => MemoryError::System { call, source },
+    }
 }
 
 impl Memory for RemoteMemory {
@@ -414,7 +419,7 @@ impl Memory for RemoteMemory {
 
     fn mappings(&self) -> Result<Mappings, MemoryError> {
         Ok(Mappings {
-            used: self.process.mappings().map_err(system("read /proc/PID/maps"))?,
+            used: self.process.mappings(COUNT_WAIT).map_err(system("read /proc/PID/maps"))?,
             limit: mappings_limit().map_err(system("read vm.max_map_count"))?,
         })
     }

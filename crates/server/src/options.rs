@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use numerge_engine::EngineOptions;
+use numerge_engine::machine::PAGE_SIZE;
 use numerge_linux::UffdDevice;
 use numerge_protocol::{Limits, limits};
 
@@ -53,12 +54,30 @@ pub struct Quotas {
     pub regions: u32,
     /// Pages of a client that the engine keeps records of, 8 bytes and more each.
     pub pages: u64,
+    /// The same of all clients of one user together.
+    pub pages_of_user: u64,
+    /// The same of all clients.
+    pub pages_of_all: u64,
 }
 
 impl Default for Quotas {
-    /// 1024 clients, 256 of them of one user, in 64 domains, each with 65 536 regions of 1 TiB together.
+    /// 1024 clients, 256 of them of one user, in 64 domains, each with 65 536 regions of 1 TiB together; but
+    /// those of one user with no more than four times what the machine has as memory, and all with no more
+    /// than sixteen times. Records of pages that are not there, 16 bytes each, take a 64th of that memory
+    /// then, or a 16th.
     fn default() -> Self {
-        Self { clients: 1024, clients_of_user: 256, domains: 64, regions: 1 << 16, pages: 1 << 28 }
+        let machine = rustix::system::sysinfo();
+        let bytes = machine.totalram.saturating_mul(machine.mem_unit.into());
+        let machine_pages = bytes / PAGE_SIZE as u64;
+        Self {
+            clients: 1024,
+            clients_of_user: 256,
+            domains: 64,
+            regions: 1 << 16,
+            pages: 1 << 28,
+            pages_of_user: machine_pages.saturating_mul(4),
+            pages_of_all: machine_pages.saturating_mul(16),
+        }
     }
 }
 
@@ -66,7 +85,8 @@ impl Quotas {
     /// What a client is told.
     pub(crate) fn limits(&self) -> Limits {
         let most = u32::try_from(limits::REGIONS).unwrap_or(u32::MAX);
-        let pages = self.pages.clamp(1, limits::ADDRESS_PAGES);
+        let pages = self.pages.min(self.pages_of_user).min(self.pages_of_all);
+        let pages = pages.clamp(1, limits::ADDRESS_PAGES);
         Limits {
             regions: self.regions.clamp(1, most),
             region_pages: pages,

@@ -15,11 +15,13 @@ use numerge_engine::{RegionHandle, RegisterError};
 use numerge_linux::Ranges;
 use numerge_protocol::{Errno, Reason, RegionError, RegionId, ToClient};
 
+use crate::allotments::Allotment;
 use crate::book::Book;
 use crate::client::Client;
 use crate::host::Host;
 use crate::inbox::Order;
-use crate::pages::{count, gaps_in, overlap, parts_in};
+use crate::known::Known;
+use crate::pages::{count, gaps_in, parts_in};
 use crate::rejection::Rejection;
 
 /// Where the engine's regions are cut, in pages: what a client unmaps costs nothing any more when
@@ -56,14 +58,17 @@ pub(crate) struct Worker<'a> {
     /// Registered pages, by the client's region.
     held: Ranges<RegionId>,
     regions: BTreeMap<RegionId, Region>,
-    /// The engine's regions, by their first pages. They do not overlap.
-    known: BTreeMap<Vpn, RegionHandle>,
+    /// The engine's regions.
+    known: Known,
+    /// The pages of those; no fewer while one of them may be registered anew.
+    allotment: Allotment<'a>,
 }
 
 impl<'a> Worker<'a> {
     pub(crate) fn new(host: &'a Host, client: &'a Client) -> Self {
-        let (held, regions, known) = (Ranges::new(), BTreeMap::new(), BTreeMap::new());
-        Self { host, client, memory: client.memory.clone(), held, regions, known }
+        let (held, regions, known) = (Ranges::new(), BTreeMap::new(), Known::default());
+        let allotment = host.allotments.empty(client.user);
+        Self { host, client, memory: client.memory.clone(), held, regions, known, allotment }
     }
 
     /// Works until the connection ends, and then takes everything of the client's out of the engine.
@@ -78,6 +83,7 @@ impl<'a> Worker<'a> {
                 self.client.reject(self.host, &rejection);
                 break;
             }
+            self.allotment.shrink_to(self.known.pages());
             // Relaxed: a counter, nothing is ordered by it.
             self.client.registered.store(self.held.pages(), Ordering::Relaxed);
         }
@@ -93,30 +99,14 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Pages that the engine keeps records of.
-    fn known_pages(&self) -> u64 {
-        self.known.values().map(|known| count(&known.pages())).sum()
-    }
-
-    /// The engine's regions with any of these pages, by their first pages.
-    fn known_in(&self, pages: &Range<Vpn>) -> Vec<Range<Vpn>> {
-        let before = self.known.range(..pages.end).rev().map(|(_, known)| known.pages());
-        let mut found: Vec<_> = before.take_while(|known| overlap(known, pages)).collect();
-        found.reverse();
-        found
-    }
-
     fn register(&mut self, id: RegionId, pages: &Range<Vpn>) -> Result<(), Rejection> {
-        let limits = self.host.options.quotas.limits();
         let error = if self.regions.contains_key(&id) || self.held.next_in(pages).is_some() {
             Some(RegionError::InUse)
-        } else if self.regions.len() as u64 >= limits.regions.into()
-            || self.known_pages() + count(pages) > limits.pages
-            || self.held.len() >= PIECES
-        {
+        } else if let Err(why) = self.allot(pages) {
             self.host.on_behalf_of(self.client.user, |unsaid| {
                 let (pid, uid) = (self.client.pid, self.client.user);
-                tracing::warn!(%pid, uid, unsaid, pages = count(pages), "over its quota: not registered");
+                let pages = count(pages);
+                tracing::warn!(%pid, uid, unsaid, pages, "over its quota: not registered: {why}");
             });
             Some(RegionError::OverLimit)
         } else {
@@ -133,16 +123,31 @@ impl<'a> Worker<'a> {
         alive.map_err(|lie| Rejection::protocol(lie.to_string()))
     }
 
+    /// Takes what a region may cost, or says why it may not be.
+    fn allot(&mut self, pages: &Range<Vpn>) -> Result<(), String> {
+        let limits = self.host.options.quotas.limits();
+        let known = self.known.pages();
+        if self.regions.len() as u64 >= limits.regions.into() {
+            return Err(format!("it has {} regions, of {}", self.regions.len(), limits.regions));
+        }
+        if known + count(pages) > limits.pages {
+            return Err(format!("it has {known} pages, of {}", limits.pages));
+        }
+        if self.held.len() >= PIECES {
+            return Err(format!("it has regions in {PIECES} pieces, which is as many as allowed"));
+        }
+        let new: u64 = gaps_in(&self.known.ranges(pages), pages).iter().map(count).sum();
+        self.allotment.grow(new).map_err(|why| why.to_string())
+    }
+
     /// Sees to it that the engine has a region for each of these pages.
     fn tell_engine(&mut self, pages: &Range<Vpn>) -> Result<(), RegisterError> {
-        let mut known = Ranges::new();
-        self.known_in(pages).into_iter().for_each(|pages| known.insert(pages, ()));
-        for gap in gaps_in(&known, pages) {
+        for gap in gaps_in(&self.known.ranges(pages), pages) {
             let mut at = gap.start;
             while at < gap.end {
                 let end = Vpn((at.0 / PIECE_PAGES + 1) * PIECE_PAGES).min(gap.end);
                 let handle = self.client.domain.engine().register(&self.memory, at..end)?;
-                self.known.insert(at, handle);
+                self.known.insert(handle);
                 at = end;
             }
         }
@@ -151,15 +156,15 @@ impl<'a> Worker<'a> {
 
     /// Takes the engine's regions with any of these pages out of it, if nothing is left of them.
     fn forget_empty(&mut self, pages: &Range<Vpn>) {
-        for known in self.known_in(pages) {
+        for known in self.known.with_any(pages) {
             if self.held.next_in(&known).is_some() {
                 continue;
             }
-            if let Some(handle) = self.known.remove(&known.start)
+            if let Some(handle) = self.known.remove(known.start)
                 && handle.unregister().is_err()
             {
                 // Nothing there is merged, but some answer is outstanding.
-                self.known.insert(known.start, handle);
+                self.known.insert(handle);
             }
         }
     }
@@ -187,8 +192,8 @@ impl<'a> Worker<'a> {
     fn forget_held(&mut self, pages: &Range<Vpn>) {
         let parts: Vec<(Range<Vpn>, RegionId)> = parts_in(&self.held, pages).collect();
         for (part, id) in parts {
-            for known in self.known_in(&part) {
-                if let Some(handle) = self.known.get(&known.start) {
+            for known in self.known.with_any(&part) {
+                if let Some(handle) = self.known.get(known.start) {
                     handle.vanished(part.start.max(known.start)..part.end.min(known.end));
                 }
             }
@@ -213,16 +218,19 @@ impl<'a> Worker<'a> {
         };
         let parts: Vec<Range<Vpn>> =
             parts_in(&self.held, &hull).filter(|(_, of)| *of == id).map(|(part, _)| part).collect();
-        let starts: BTreeSet<Vpn> =
-            parts.iter().flat_map(|part| self.known_in(part)).map(|known| known.start).collect();
+        let starts: BTreeSet<Vpn> = parts
+            .iter()
+            .flat_map(|part| self.known.with_any(part))
+            .map(|known| known.start)
+            .collect();
         let mut taken = Vec::new();
         let mut error = None;
         for start in starts {
-            let Some(handle) = self.known.remove(&start) else { continue };
+            let Some(handle) = self.known.remove(start) else { continue };
             match self.unregister_known(&handle) {
                 Ok(()) => taken.push(handle.pages()),
                 Err(failed) => {
-                    self.known.insert(start, handle);
+                    self.known.insert(handle);
                     error = Some(failed);
                     break;
                 }
@@ -274,11 +282,11 @@ impl<'a> Worker<'a> {
         // If it is rejected, the reader notices.
         self.client.memory.wait_until(|_| false);
         self.wait_for_the_last_merge();
-        for handle in self.known.values() {
+        for handle in self.known.all() {
             handle.vanished(handle.pages());
         }
         // Nothing is merged, so this can't fail; if it did, the engine would keep it.
-        self.known.clear();
+        self.known = Known::default();
     }
 
     /// A client that hung up with questions unanswered may carry them out yet, for as long as it lives:

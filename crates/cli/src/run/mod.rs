@@ -87,7 +87,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let copies = match started {
         Ok(copies) => copies,
         Err(error) => {
-            eprintln!("numerge: can't run {}: {error}", arguments.command[0].to_string_lossy());
+            let program = arguments.command[0].to_string_lossy();
+            crate::complain(&format_args!("can't run {program}: {error}"));
             // As a shell has it.
             let missing = error.kind() == std::io::ErrorKind::NotFound;
             return Ok(ExitCode::from(if missing { 127 } else { 126 }));
@@ -97,7 +98,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let written = sampler.map(Sampler::finish);
     drop(own);
     if let Some(Err(error)) = written {
-        eprintln!("numerge: {error}");
+        crate::complain(&error);
     }
     match end {
         End::Status(status) => Ok(ExitCode::from(status)),

@@ -95,8 +95,13 @@ impl Bed {
     }
 
     /// A daemon by some command, which may execute other programs first; it answers.
-    pub(crate) fn start(&self, mut command: Command) -> Daemon {
+    pub(crate) fn start(&self, command: Command) -> Daemon {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
+        self.start_logging_to(log.into(), command)
+    }
+
+    /// The same, and its log goes somewhere else.
+    pub(crate) fn start_logging_to(&self, log: Stdio, mut command: Command) -> Daemon {
         let child = command.stderr(log).spawn().unwrap();
         let mut daemon = Daemon { child, socket: self.socket() };
         let end = Instant::now() + LONG;

@@ -1,5 +1,7 @@
 //! What runs out, in the daemon and in programs: it is said or counted, and everything goes on.
 
+use std::fs::File;
+
 use crate::bed::{Bed, By, Program, until};
 
 const PAGES: u64 = 200;
@@ -62,4 +64,31 @@ fn s6_a_program_without_room_goes_on_unmerged() {
         poor.is_whole();
         programs.iter_mut().for_each(Program::is_whole);
     }
+}
+
+/// Two programs are merged, and the daemon ends as it should: `end` fails if it panicked.
+fn merges_and_ends(bed: &Bed, daemon: crate::bed::Daemon, and_then: impl FnOnce()) {
+    let mut programs = vec![bed.program(&By::me(), PAGES, 1), bed.program(&By::me(), PAGES, 1)];
+    daemon.until_merged(PAGES, PAGES);
+    and_then();
+    programs.push(bed.program(&By::me(), PAGES, 1));
+    daemon.until_merged(PAGES, 2 * PAGES);
+    daemon.end();
+    programs.iter_mut().for_each(Program::is_whole);
+}
+
+#[test]
+fn s6_a_daemon_whose_log_is_full_goes_on() {
+    let Some(bed) = Bed::new() else { return };
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let daemon = bed.start_logging_to(full.into(), bed.daemon_command(&["--log", "debug"]));
+    merges_and_ends(&bed, daemon, || {});
+}
+
+#[test]
+fn s6_a_daemon_whose_log_nobody_reads_any_more_goes_on() {
+    let Some(bed) = Bed::new() else { return };
+    let (reader, writer) = std::io::pipe().unwrap();
+    let daemon = bed.start_logging_to(writer.into(), bed.daemon_command(&[]));
+    merges_and_ends(&bed, daemon, || drop(reader));
 }

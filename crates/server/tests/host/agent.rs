@@ -18,7 +18,7 @@ use numerge_protocol::{
 };
 
 use crate::bed::{CONTROL, page_of};
-use crate::liar;
+use crate::{deaf, liar};
 
 /// What the agent answers when it is asked to merge.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,8 @@ struct State {
     unmerged: u64,
     /// How often it was asked to merge.
     asked: u64,
+    /// Device and inode of each file of frames that it was given.
+    files: Vec<String>,
 }
 
 fn range(span: Span) -> Range<Vpn> {
@@ -129,6 +131,8 @@ impl Agent {
         match message {
             ToClient::Frames { file, .. } => {
                 let fd = fds.into_iter().next().unwrap();
+                let stat = rustix::fs::fstat(&fd).unwrap();
+                state.files.push(format!("{}:{}", stat.st_dev, stat.st_ino));
                 self.view.add(u64::from(*file), fd).unwrap();
             }
             ToClient::Merge { sequence, runs } => self.merge(&mut state, *sequence, runs),
@@ -319,8 +323,11 @@ fn client_process() {
         }
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer = match words[0] {
+            // connect SOCKET DOMAIN PAGEMAP USER, of which the last three may be left out.
             "connect" => {
-                match connect(Path::new(words[1]), words.get(2).copied(), words.get(3).copied()) {
+                let word = |at: usize| words.get(at).copied();
+                let user = word(4).map(|user| user.parse().unwrap());
+                match connect(Path::new(words[1]), word(2), word(3), user) {
                     Ok(connected) => {
                         agent = Some(connected);
                         "welcome".into()
@@ -330,6 +337,7 @@ fn client_process() {
             }
             // lie SOCKET WELCOME BYTES, in hexadecimal.
             "lie" => liar::lie(Path::new(words[1]), words[2] == "true", &from_hex(words[3])),
+            "deaf-files" => deaf::serve(Path::new(words[1])),
             // babble SOCKET PAGES FIRST STEP SEED COUNT: with memory as "map" makes it.
             "babble" => {
                 let number = |at: usize| words[at].parse::<u64>().unwrap();
@@ -347,7 +355,25 @@ fn client_process() {
     }
 }
 
-fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<Arc<Agent>, String> {
+/// Becomes another user for good, in all threads, whom its files in /proc belong to.
+fn become_user(user: u32) {
+    // SAFETY: changes this process's user and nothing in memory.
+    let done = unsafe {
+        libc::setresuid(user, user, user) == 0 && libc::prctl(libc::PR_SET_DUMPABLE, 1) == 0
+    };
+    assert!(done, "{}", std::io::Error::last_os_error());
+}
+
+fn connect(
+    path: &Path,
+    domain: Option<&str>,
+    pagemap: Option<&str>,
+    user: Option<u32>,
+) -> Result<Arc<Agent>, String> {
+    // Before it is somebody who may not track what is written to.
+    let view = Arc::new(FrameView::default());
+    let memory = ProcessMemory::new(view.clone()).unwrap();
+    user.into_iter().for_each(become_user);
     let socket = Socket::connect(path).unwrap();
     let hello = ToEngine::Hello {
         version: VERSION,
@@ -363,14 +389,13 @@ fn connect(path: &Path, domain: Option<&str>, pagemap: Option<&str>) -> Result<A
         Ok(Some((ToClient::Rejected { reason, .. }, _))) => return Err(format!("{reason:?}")),
         other => return Err(format!("{other:?}")),
     }
-    let view = Arc::new(FrameView::default());
-    let memory = ProcessMemory::new(view.clone()).unwrap();
     let state = State {
         manner: Manner::Honest,
         news: "connected".into(),
         kept_back: Vec::new(),
         unmerged: 0,
         asked: 0,
+        files: Vec::new(),
     };
     let agent = Arc::new(Agent { memory, view, socket, state: Mutex::new(state) });
     let serving = Arc::clone(&agent);
@@ -440,6 +465,15 @@ impl Agent {
             }
             "is" => has(region(words[1]).0, number(2), number(3)).to_string(),
             "where" => region(words[1]).0.to_string(),
+            "cover" => {
+                let (start, pages) = region(words[1]);
+                deaf::cover(&std::fs::File::open(words[2]).unwrap(), start, pages);
+                "ok".into()
+            }
+            "hold-mappings" => {
+                deaf::hold_mappings(words[1]);
+                "ok".into()
+            }
             // fork REGION FIRST STEP: a child that looks at its memory again and again until it is
             // killed, or ends if it changed.
             "fork" => {
@@ -507,6 +541,7 @@ impl Agent {
                 "ok".into()
             }
             "unmerged" => self.state.lock().unwrap().unmerged.to_string(),
+            "files" => self.state.lock().unwrap().files.join(" "),
             "asked" => self.state.lock().unwrap().asked.to_string(),
             "kept-back" => self.state.lock().unwrap().kept_back.len().to_string(),
             "answer" => {

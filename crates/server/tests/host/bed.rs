@@ -1,8 +1,8 @@
 //! A server, its clients, and what can be asked about them from outside.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
@@ -43,6 +43,8 @@ impl Bed {
         }
         note_panics();
         let dir = tempfile::tempdir().unwrap();
+        // Who may connect is the socket's business: see `Options`.
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let server = Server::bind(&dir.path().join("engine"), options).unwrap();
         server.set(Knob::PagesToScan, 4096).unwrap();
         server.set(Knob::SleepMillisecs, 1).unwrap();

@@ -3,6 +3,7 @@
 
 mod agent;
 mod bed;
+mod deaf;
 mod endings;
 mod keepers;
 mod liar;

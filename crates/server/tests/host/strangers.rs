@@ -1,9 +1,11 @@
 //! Clients that are not let in, and clients that lie.
 
+use std::collections::BTreeSet;
+
 use numerge_engine::Knob;
 use numerge_server::{Domains, Members, Options, Quotas};
 
-use crate::bed::{Bed, until};
+use crate::bed::{Bed, Client, until};
 
 const PAGES: u64 = 50;
 
@@ -64,6 +66,15 @@ fn s6_domains_share_no_frame() {
         assert_eq!(frames[2], frames[3]);
         assert!(frames[0].iter().all(|frame| !frames[2].contains(frame)));
     }
+    // What it may map some day: the files that it was given, each by device and inode.
+    let files: Vec<BTreeSet<String>> = clients
+        .iter_mut()
+        .map(|client| client.ask("files").split_whitespace().map(str::to_owned).collect())
+        .collect();
+    assert!(files.iter().all(|files| !files.is_empty()), "{files:?}");
+    for red in &files[..2] {
+        assert!(files[2..].iter().all(|blue| red.is_disjoint(blue)), "{files:?}");
+    }
     let per_domain: Vec<u64> =
         bed.server.domains().iter().map(|d| d.engine().counters().pages_shared).collect();
     assert_eq!(per_domain, [PAGES, PAGES]);
@@ -111,6 +122,69 @@ fn s6_no_more_pages_and_regions_than_allowed() {
     client.ask("say-register 4 5000 1");
     client.until_news("unregistered 4 Some(OverLimit)");
     assert_eq!(bed.server.counters().pages_registered, 100);
+}
+
+/// What the clients of a user have counts together, whether it is there or not.
+#[test]
+fn s6_a_user_has_no_more_pages_than_allowed_and_others_have_theirs() {
+    let quotas = Quotas { pages_of_user: 100, pages_of_all: 150, ..Quotas::default() };
+    let Some(bed) = Bed::with(Options { quotas, ..Options::default() }) else { return };
+    let (mut one, mut two) = (bed.client(), bed.client());
+    one.ask("say-register 1 1000 60");
+    until(|| bed.server.counters().pages_registered == 60, || "not registered".into());
+    two.ask("say-register 1 1000 41");
+    two.until_news("unregistered 1 Some(OverLimit)");
+    two.ask("say-register 2 1000 40");
+    let registered = || bed.server.counters().pages_registered;
+    until(|| registered() == 100, || format!("{} pages, not 100", registered()));
+    two.ask("say-register 3 2000 1");
+    two.until_news("unregistered 3 Some(OverLimit)");
+    if rustix::process::geteuid().is_root() {
+        let mut other = bed.process();
+        let user = my_user() + 1;
+        let answer = other.ask(&format!("connect {} - /proc/self/pagemap {user}", bed.socket()));
+        assert_eq!(answer, "welcome");
+        other.ask("say-register 1 1000 51");
+        other.until_news("unregistered 1 Some(OverLimit)");
+        other.ask("say-register 2 1000 50");
+        until(|| registered() == 150, || format!("{} pages, not 150", registered()));
+    } else {
+        println!("SKIPPED: only root has clients of several users");
+    }
+    // What is gone makes room for the user's others, and so does the end of a client.
+    one.ask("say-gone 1000 20");
+    until(|| registered() < 150, || "not gone".into());
+    one.kill();
+    until(|| registered() < 100, || "a client that has ended has pages".into());
+    two.ask("say-register 4 3000 60");
+    until(|| registered() >= 100, || format!("{} pages", registered()));
+    bed.no_errors();
+}
+
+#[test]
+fn s6_no_more_domains_than_allowed_and_an_idle_one_makes_room() {
+    let named = ["red", "blue", "green"]
+        .map(|name| (name.to_owned(), Members { users: [my_user()].into() }));
+    let domains = Domains { by_user: true, named: named.into() };
+    let quotas = Quotas { domains: 2, ..Quotas::default() };
+    let options = Options { domains, quotas, ..Options::default() };
+    let Some(bed) = Bed::with(options) else { return };
+    let mut clients = ["red", "blue", "green"].map(|domain| (bed.process(), domain));
+    let connect = |client: &mut (Client, &str)| {
+        client.0.ask(&format!("connect {} {}", bed.socket(), client.1))
+    };
+    let [red, blue, green] = &mut clients;
+    assert_eq!(connect(red), "welcome");
+    assert_eq!(connect(blue), "welcome");
+    assert_eq!(connect(green), "Unavailable");
+    assert_eq!(bed.server.domains().len(), 2);
+    // A domain that is there takes others in.
+    let mut another = (bed.process(), "red");
+    assert_eq!(connect(&mut another), "welcome");
+    blue.0.kill();
+    until(|| bed.server.client_count() == 2, || "the client is there still".into());
+    assert_eq!(connect(green), "welcome");
+    assert_eq!(bed.server.domains().len(), 2);
 }
 
 #[test]
