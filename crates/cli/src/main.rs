@@ -7,6 +7,7 @@ mod generate;
 mod host;
 mod merge;
 mod metrics;
+mod processes;
 mod recent;
 mod run;
 mod value;
