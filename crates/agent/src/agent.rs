@@ -12,6 +12,7 @@ use numerge_protocol::Scope;
 use crate::client::Client;
 use crate::config::Config;
 use crate::known::{self, EVERYTHING, hull};
+use crate::proc_files;
 use crate::service;
 use crate::space::Space;
 use crate::sys;
@@ -68,8 +69,11 @@ pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), 
     let Some(config) = Config::from(variable)? else {
         return Ok(());
     };
-    if let Some(agent) = begin_with(config, true)?
-        && agent.config.scope == Scope::Mapped
+    let Some(agent) = begin_with(config, true)? else {
+        return Ok(());
+    };
+    proc_files::ask();
+    if agent.config.scope == Scope::Mapped
         && !agent.can_start_anywhere
         && let Some(here) = enter()
     {
@@ -174,6 +178,7 @@ pub fn forking_elsewhere(make: impl FnOnce(fn()) -> isize) -> isize {
 extern "C" fn after_in_child() {
     known::after_in_child();
     threads::after_in_child();
+    proc_files::ask();
 }
 
 /// What a thread has that may change mappings and what is known of them.

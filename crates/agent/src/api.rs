@@ -127,7 +127,8 @@ impl Agent {
         if !unsafe { libc::dlsym(libc::RTLD_DEFAULT, crate::PRELOADED.as_ptr()) }.is_null() {
             return Err(Error::Preloaded);
         }
-        let config = Config { socket: socket.to_owned(), scope: Scope::Advised, domain };
+        let config =
+            Config { socket: socket.to_owned(), scope: Scope::Advised, domain, proc_files: None };
         if begin_with(config, false).map_err(Error::Setting)?.is_none() {
             let socket = crate::agent::get().map(|agent| agent.config.socket.clone());
             return Err(Error::Begun { socket: socket.unwrap_or_default() });

@@ -12,6 +12,8 @@ pub const SOCKET: &str = "NUMERGE_SOCKET";
 pub const SCOPE: &str = "NUMERGE_SCOPE";
 /// The security domain to ask for.
 pub const DOMAIN: &str = "NUMERGE_DOMAIN";
+/// The socket of who shows this process files of its own in `/proc`. Without it the kernel's are there.
+pub const AS_KSM: &str = "NUMERGE_AS_KSM";
 
 /// Longest path of a Unix socket.
 const SOCKET_BYTES: usize = 107;
@@ -25,6 +27,8 @@ pub struct Config {
     pub scope: Scope,
     /// The security domain, if not the default.
     pub domain: Option<String>,
+    /// Who shows files in `/proc`, if anybody.
+    pub proc_files: Option<PathBuf>,
 }
 
 impl Config {
@@ -50,7 +54,10 @@ impl Config {
         };
         let domain = variable(DOMAIN);
         let domain = domain.map(|domain| check_domain(DOMAIN, &domain)).transpose()?;
-        Ok(Some(Self { socket: socket.into(), scope, domain }))
+        let proc_files = variable(AS_KSM);
+        proc_files.as_deref().map_or(Ok(()), |socket| check_socket(AS_KSM, socket))?;
+        let (socket, proc_files) = (socket.into(), proc_files.map(PathBuf::from));
+        Ok(Some(Self { socket, scope, domain, proc_files }))
     }
 }
 
@@ -95,21 +102,25 @@ mod tests {
 
     #[test]
     fn all_is_taken_over() {
-        let config = from(&[(SOCKET, "/run/x"), (SCOPE, "mapped"), (DOMAIN, "a.b-c_1")]);
+        let all = [(SOCKET, "/run/x"), (SCOPE, "mapped"), (DOMAIN, "a.b-c_1"), (AS_KSM, "/run/y")];
+        let config = from(&all);
         let wanted = Config {
             socket: "/run/x".into(),
             scope: Scope::Mapped,
             domain: Some("a.b-c_1".into()),
+            proc_files: Some("/run/y".into()),
         };
         assert_eq!(config, Ok(Some(wanted)));
         let config = from(&[(SOCKET, "/run/x")]).expect("fine").expect("asked for");
         assert_eq!((config.scope, config.domain), (Scope::Advised, None));
+        assert_eq!(config.proc_files, None);
     }
 
     #[test]
     fn a_bad_value_is_named_with_what_is_allowed() {
         for (name, value, allowed) in [
             (SOCKET, "", "path of a socket"),
+            (AS_KSM, "", "path of a socket"),
             (SCOPE, "everything", "`advised` and `mapped`"),
             (DOMAIN, "a b", "A-Z"),
             (DOMAIN, "", "1 to 64 bytes"),

@@ -11,6 +11,7 @@
 //! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
 //! | `client` | what merges; a thread that gives memory back for the program's threads |
 //! | `service`, `session` | the thread that talks to the engine |
+//! | `proc_files` | files of the process's own in `/proc`, where somebody shows them |
 //!
 //! Architecture invariants:
 //! - A thread of the program allocates and frees the agent's memory only while signal handlers are kept
@@ -21,7 +22,7 @@
 //!   that are not known take none, and nothing is registered while one is under way that may not have seen
 //!   that it is known by now.
 //! - Without an engine everything goes on: nothing here waits for one but the service thread, and
-//!   `madvise(MADV_MERGEABLE)` a bounded time (`told`).
+//!   `madvise(MADV_MERGEABLE)` a bounded time (`told`), and who is shown files in `/proc` (`proc_files`).
 //!
 //! # Limits of this version
 //! - Of processes made without CLONE_VM, those are seen that are made by fork(3), `_Fork(3)` or clone(2), or
@@ -44,6 +45,7 @@ mod greeting;
 mod known;
 mod loan;
 mod page_set;
+mod proc_files;
 mod reserve;
 mod service;
 mod session;

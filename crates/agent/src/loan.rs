@@ -71,7 +71,12 @@ mod tests {
 
     /// What comes of asking an engine that says this after its welcome.
     fn answered(message: &ToClient<'_>, file: Option<&str>) -> Result<Option<UffdDevice>, End> {
-        let config = Config { socket: "/nowhere".into(), scope: Scope::Advised, domain: None };
+        let config = Config {
+            socket: "/nowhere".into(),
+            scope: Scope::Advised,
+            domain: None,
+            proc_files: None,
+        };
         let (agent, engine) = Socket::pair().expect("a connection");
         let limits =
             Limits { regions: 1, region_pages: 1, pages: 1, merge_runs: 1, merge_pages: 1 };

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::files;
 use crate::metrics::{self, Metrics};
+use crate::processes::Processes;
 use crate::value;
 
 /// Between looks at whether questions are still being answered.
@@ -128,9 +129,13 @@ impl Host {
         Ok(())
     }
 
-    /// Shows control files where they are mounted, until the end.
-    pub(crate) fn show_files(&mut self, mounted: Mounted) -> Result<(), MountError> {
-        self.files = Some(files::show(mounted, &self.server)?);
+    /// Shows control files where they are mounted, until the end; with `processes`, theirs too.
+    pub(crate) fn show_files(
+        &mut self,
+        mounted: Mounted,
+        processes: Option<Arc<Processes>>,
+    ) -> Result<(), MountError> {
+        self.files = Some(files::show(mounted, &self.server, processes)?);
         Ok(())
     }
 
@@ -293,10 +298,14 @@ impl Own {
         Ok(Self { host: Some(host), socket, _directory: directory })
     }
 
-    /// Shows control files at a directory.
-    pub(crate) fn show_files(&mut self, directory: &Path) -> Result<(), MountError> {
+    /// Shows control files at a directory; with `processes`, theirs too.
+    pub(crate) fn show_files(
+        &mut self,
+        directory: &Path,
+        processes: Option<Arc<Processes>>,
+    ) -> Result<(), MountError> {
         let mounted = Mounted::new(directory)?;
-        self.host.as_mut().map_or(Ok(()), |host| host.show_files(mounted))
+        self.host.as_mut().map_or(Ok(()), |host| host.show_files(mounted, processes))
     }
 
     /// See [`Host::leave_files`].

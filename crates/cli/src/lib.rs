@@ -40,6 +40,9 @@ pub const AGENT_SCOPE: &str = "NUMERGE_SCOPE";
 /// The environment variable that tells an agent which security domain to ask for.
 pub const AGENT_DOMAIN: &str = "NUMERGE_DOMAIN";
 
+/// The environment variable that tells an agent who shows its process files in `/proc`, by a socket.
+pub const AGENT_AS_KSM: &str = "NUMERGE_AS_KSM";
+
 /// The socket of the host's daemon.
 pub const DAEMON_SOCKET: &str = "/run/numerge/numerge.sock";
 

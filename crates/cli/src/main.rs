@@ -9,6 +9,7 @@ mod log;
 mod manual;
 mod merge;
 mod metrics;
+mod processes;
 mod recent;
 mod run;
 mod value;

@@ -66,6 +66,8 @@ pub(crate) enum Kind {
     Knob(Knob),
     Counter(Host),
     OfNode(Nid, OfNode),
+    /// A directory in which each process has one: see `processes`.
+    Processes,
 }
 
 #[derive(Clone)]
@@ -77,13 +79,13 @@ pub(crate) struct File {
 
 impl File {
     pub(crate) const fn is_directory(&self) -> bool {
-        matches!(self.kind, Kind::Directory(_))
+        matches!(self.kind, Kind::Directory(_) | Kind::Processes)
     }
 
     /// What is in it now. May take as long as the source does.
     pub(crate) fn read(&self, source: &dyn Source) -> String {
         match self.kind {
-            Kind::Directory(_) => String::new(),
+            Kind::Directory(_) | Kind::Processes => String::new(),
             Kind::Knob(knob) => text::format(knob, source.knob(knob)),
             Kind::Counter(counter) => format!("{}\n", counter(&source.counters())),
             Kind::OfNode(nid, counter) => {
@@ -101,7 +103,7 @@ pub(crate) struct Files(Vec<File>);
 pub(crate) const ROOT: usize = 0;
 
 impl Files {
-    pub(crate) fn new(nids: &[Nid]) -> Self {
+    pub(crate) fn new(nids: &[Nid], has_processes: bool) -> Self {
         let directory = || Kind::Directory(Vec::new());
         let mut files = Self(vec![File { name: String::new(), parent: ROOT, kind: directory() }]);
         for knob in Knob::ALL {
@@ -113,6 +115,9 @@ impl Files {
         let own = files.add(ROOT, "numerge", directory());
         for (name, counter) in OWN {
             files.add(own, name, Kind::Counter(counter));
+        }
+        if has_processes {
+            files.add(own, "proc", Kind::Processes);
         }
         let nodes = files.add(ROOT, "nodes", directory());
         for nid in nids {
@@ -146,6 +151,7 @@ impl Files {
     pub(crate) fn inside(&self, number: usize) -> Option<&[usize]> {
         match &self.get(number)?.kind {
             Kind::Directory(inside) => Some(inside),
+            Kind::Processes => Some(&[]),
             _ => None,
         }
     }

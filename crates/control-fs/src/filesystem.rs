@@ -2,142 +2,73 @@
 //!
 //! What is written, and what is asked of nodes, is done by a thread of its own, so that what takes long
 //! holds up nothing else. Counters and knobs never take long.
-//!
-//! **Inode numbers.** The kernel lets nobody truncate a file, as a shell's `>` does first of all, while
-//! a write to it is under way. For a write to `run` that unmerges, that could be long, and it is to be
-//! ended just by writing to `run`. So from the beginning of such a write on `run` is a new inode: who
-//! opens it then waits for nobody.
 
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use numerge_engine::Knob;
 
-use crate::files::{File, Files, Kind, ROOT};
+use crate::files::Kind;
 use crate::handles::{Handles, bytes};
+use crate::processes::OfProcess;
 use crate::relay::WRITE_BYTES;
 use crate::source::{Source, errno};
 use crate::text;
+use crate::tree::{NEVER, PAGE, Tree};
 use crate::writes::Writes;
-
-/// The size that all files have, and the most that one write takes in: the kernel's page.
-const PAGE: usize = 4096;
 
 /// Threads of a kind at one time.
 const THREADS: usize = 64;
-
-/// How long the kernel may keep what it was told about files, which does not change: each question less is
-/// one less to wait for on a busy machine.
-const LONG: Duration = Duration::from_secs(3600);
-/// And which inode `run` is, which does.
-const NEVER: Duration = Duration::ZERO;
 
 pub(crate) struct ControlFilesystem {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    source: Arc<dyn Source>,
+    tree: Tree,
     writes: Arc<Writes>,
-    files: Files,
     handles: Handles,
     /// Threads at work for readers, and for writers: whoever floods the one is none of the others.
     readers: AtomicUsize,
     writers: AtomicUsize,
-    /// How many unmergings have begun.
-    unmerged: AtomicU64,
-    mounted_at: SystemTime,
-    owner: (u32, u32),
 }
 
 impl ControlFilesystem {
     /// `owner` is whose the files are, user and group.
     pub(crate) fn new(source: Arc<dyn Source>, writes: Arc<Writes>, owner: (u32, u32)) -> Self {
-        let files = Files::new(&source.nids());
         let inner = Inner {
-            source,
+            tree: Tree::new(source, owner),
             writes,
-            files,
             handles: Handles::default(),
             readers: AtomicUsize::new(0),
             writers: AtomicUsize::new(0),
-            unmerged: AtomicU64::new(0),
-            mounted_at: SystemTime::now(),
-            owner,
         };
         Self { inner: Arc::new(inner) }
     }
 }
 
 impl Inner {
-    fn number(&self, ino: INodeNo) -> usize {
-        let all = self.files.len() as u64;
-        usize::try_from(ino.0.wrapping_sub(1) % all).unwrap_or(ROOT)
-    }
-
-    fn file(&self, ino: INodeNo) -> &File {
-        // A remainder is the number of a file.
-        self.files.get(self.number(ino)).expect("every inode is a file's")
-    }
-
-    fn is_run(&self, number: usize) -> bool {
-        self.files.get(number).is_some_and(|file| matches!(file.kind, Kind::Knob(Knob::Run)))
-    }
-
-    fn ino(&self, number: usize) -> INodeNo {
-        let changed = if self.is_run(number) { self.unmerged.load(Ordering::SeqCst) } else { 0 };
-        INodeNo(1 + number as u64 + changed * self.files.len() as u64)
-    }
-
-    fn attributes(&self, ino: INodeNo) -> FileAttr {
-        let file = self.file(ino);
-        let (kind, perm) = match file.kind {
-            Kind::Directory(_) => (FileType::Directory, 0o755),
-            Kind::Knob(_) => (FileType::RegularFile, 0o644),
-            Kind::Counter(_) | Kind::OfNode(..) => (FileType::RegularFile, 0o444),
-        };
-        let at = self.mounted_at;
-        FileAttr {
-            ino,
-            size: if file.is_directory() { 0 } else { PAGE as u64 },
-            blocks: 0,
-            atime: at,
-            mtime: at,
-            ctime: at,
-            crtime: at,
-            kind,
-            perm,
-            nlink: if file.is_directory() { 2 } else { 1 },
-            uid: self.owner.0,
-            gid: self.owner.1,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
-    }
-
     /// Writes to a file; an error number if it refuses.
     fn write(&self, ino: INodeNo, number: u64, text: &[u8]) -> Result<(), i32> {
-        let Kind::Knob(knob) = self.file(ino).kind else { return Err(libc::EACCES) };
+        let knob = self.tree.knob(ino).ok_or(libc::EACCES)?;
         let value = text::parse(knob, text)?;
         if (knob, value) == (Knob::Run, 2) {
             if !self.writes.begin_to_unmerge(number) {
                 return Err(libc::EINTR);
             }
-            self.unmerged.fetch_add(1, Ordering::SeqCst);
+            self.tree.begin_to_unmerge();
             // Nobody waits for this thread but the writer, and all others' answers come before it.
             numerge_topology::take_ordinary_turns();
         }
-        self.source.set(knob, value).map_err(|error| match errno(&error) {
+        self.tree.source.set(knob, value).map_err(|error| match errno(&error) {
             libc::ECANCELED if self.writes.is_interrupted(number) => libc::EINTR,
             number => number,
         })
@@ -177,18 +108,21 @@ impl Filesystem for ControlFilesystem {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let inner = &self.inner;
-        let found = name.to_str().and_then(|name| inner.files.find(inner.number(parent), name));
-        match found {
-            Some(number) => {
-                let kept = if inner.is_run(number) { NEVER } else { LONG };
-                reply.entry(&kept, &inner.attributes(inner.ino(number)), Generation(0));
+        let found = name.to_str().and_then(|name| inner.tree.find(parent, name));
+        match found.and_then(|ino| inner.tree.attributes(ino).ok()) {
+            Some((kept, attributes)) => {
+                let is_run = inner.tree.knob(attributes.ino) == Some(Knob::Run);
+                reply.entry(&if is_run { NEVER } else { kept }, &attributes, Generation(0));
             }
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&LONG, &self.inner.attributes(ino));
+        match self.inner.tree.attributes(ino) {
+            Ok((kept, attributes)) => reply.attr(&kept, &attributes),
+            Err(error) => reply.error(error),
+        }
     }
 
     /// Times and sizes are what they are, and setting them is no error, as for the kernel's files.
@@ -211,15 +145,17 @@ impl Filesystem for ControlFilesystem {
         reply: ReplyAttr,
     ) {
         if mode.is_some() || uid.is_some() || gid.is_some() {
-            reply.error(Errno::EPERM);
-        } else {
-            reply.attr(&LONG, &self.inner.attributes(ino));
+            return reply.error(Errno::EPERM);
+        }
+        match self.inner.tree.attributes(ino) {
+            Ok((kept, attributes)) => reply.attr(&kept, &attributes),
+            Err(error) => reply.error(error),
         }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let inner = &self.inner;
-        let is_knob = matches!(inner.file(ino).kind, Kind::Knob(_));
+        let is_knob = inner.tree.knob(ino).is_some();
         // Root too: the mode alone would let it.
         if flags.acc_mode() != OpenAccMode::O_RDONLY && !is_knob {
             return reply.error(Errno::EACCES);
@@ -248,12 +184,22 @@ impl Filesystem for ControlFilesystem {
         let Some(begun) = self.inner.handles.begun(handle.0) else {
             return reply.error(Errno::EBADF);
         };
+        if let Some(file) = OfProcess::of(ino) {
+            return match self.inner.tree.process(file) {
+                Ok(process) => reply.data(&bytes(&begun, offset, size, || file.text(&process))),
+                Err(error) => reply.error(error),
+            };
+        }
         let answer = move |inner: &Inner| {
-            reply.data(&bytes(&begun, offset, size, || inner.file(ino).read(&*inner.source)));
+            reply.data(&bytes(&begun, offset, size, || {
+                inner.tree.file(ino).read(&*inner.tree.source)
+            }));
         };
-        match self.inner.file(ino).kind {
+        match self.inner.tree.file(ino).kind {
             Kind::OfNode(..) => aside(&self.inner, |inner| &inner.readers, answer),
-            Kind::Counter(_) | Kind::Knob(_) | Kind::Directory(_) => answer(&self.inner),
+            Kind::Counter(_) | Kind::Knob(_) | Kind::Directory(_) | Kind::Processes => {
+                answer(&self.inner);
+            }
         }
     }
 
@@ -315,20 +261,13 @@ impl Filesystem for ControlFilesystem {
         mut reply: ReplyDirectory,
     ) {
         let inner = &self.inner;
-        let number = inner.number(ino);
-        let Some(inside) = inner.files.inside(number) else {
+        let Some(inside) = inner.tree.inside(ino) else {
             return reply.error(Errno::ENOTDIR);
         };
-        let dots = [(number, "."), (inner.file(ino).parent, "..")];
-        let all = dots.into_iter().map(|(number, name)| (number, name.to_owned())).chain(
-            inside
-                .iter()
-                .filter_map(|number| Some((*number, inner.files.get(*number)?.name.clone()))),
-        );
+        let dots = [(ino, "."), (inner.tree.parent(ino), "..")];
+        let dots = dots.map(|(ino, name)| (ino, FileType::Directory, name.to_owned()));
         let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (place, (number, name)) in (1..).zip(all).skip(skipped) {
-            let ino = inner.ino(number);
-            let kind = inner.attributes(ino).kind;
+        for (place, (ino, kind, name)) in (1..).zip(dots.into_iter().chain(inside)).skip(skipped) {
             if reply.add(ino, place, kind, name) {
                 break;
             }

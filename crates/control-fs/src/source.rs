@@ -26,6 +26,36 @@ pub trait Source: Send + Sync + 'static {
 
     /// All nodes in numbers, now.
     fn nodes(&self) -> Vec<NodeReport>;
+
+    /// The processes that `numerge/proc` tells of, by their numbers. None, always or never, if it is not to be
+    /// there.
+    fn processes(&self) -> Option<Vec<u32>> {
+        None
+    }
+
+    /// One of these; None if it is none of them, or no more.
+    fn process(&self, _pid: u32) -> Option<Process> {
+        None
+    }
+}
+
+/// What the kernel's files in `/proc/PID` tell of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Process {
+    /// Whose its files are, user and group.
+    pub owner: (u32, u32),
+    /// Its pages mapped to frames.
+    pub merging_pages: u64,
+    /// Its pages merged with the page of zeros.
+    pub zero_pages: u64,
+    /// Its pages that a record is kept of.
+    pub rmap_items: u64,
+    /// Bytes that a record takes.
+    pub rmap_item_bytes: u64,
+    /// Whether all that it maps is to be merged (PR_SET_MEMORY_MERGE).
+    pub merges_any: bool,
+    /// Whether there is anything that is to be merged.
+    pub is_mergeable: bool,
 }
 
 /// The kernel's error number for what its own file would have refused.

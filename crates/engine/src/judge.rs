@@ -303,6 +303,7 @@ impl Judge<'_> {
         }
         if left == PageState::Untouched {
             tally.touched.sub(1);
+            region.program.touched.sub(1);
         } else {
             region.pending.add(index);
         }
@@ -350,6 +351,7 @@ impl Judge<'_> {
         let known = match state {
             PageState::Untouched => {
                 tally.touched.add(1);
+                region.program.touched.add(1);
                 None
             }
             PageState::Unread => None,

@@ -32,6 +32,8 @@ pub(crate) struct Program {
     pub(crate) zero: Counter,
     /// Its merged pages found written to since, in all.
     pub(crate) broken: Counter,
+    /// Its pages that a scan has found memory at.
+    pub(crate) touched: Counter,
 }
 
 /// What merging did to one program.
@@ -47,6 +49,8 @@ pub struct ProgramCounters {
     pub pages_saved: u64,
     /// Its merged pages found written to since, in all.
     pub pages_broken: u64,
+    /// Its pages that a scan has found memory at, and that are looked after: merged, or perhaps to be.
+    pub pages_touched: u64,
 }
 
 impl Program {
@@ -58,6 +62,7 @@ impl Program {
             merged: Counter::default(),
             zero: Counter::default(),
             broken: Counter::default(),
+            touched: Counter::default(),
         }
     }
 
@@ -73,6 +78,7 @@ impl Program {
             ksm_zero_pages,
             pages_saved: part + ksm_zero_pages,
             pages_broken: self.broken.get(),
+            pages_touched: self.touched.get(),
         }
     }
 

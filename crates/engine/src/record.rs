@@ -107,6 +107,7 @@ pub(crate) fn record(
                 Outcome::Gone => {
                     world.record(merge.page).set(PageState::Untouched);
                     core.tally.touched.sub(1);
+                    world.program(merge.page).touched.sub(1);
                 }
             }
         }

@@ -158,6 +158,7 @@ fn forget_looks(core: &Core, world: &World, region: &Region, pages: Range<u64>) 
         }
         record.set(PageState::Untouched);
         tally.touched.sub(1);
+        region.program.touched.sub(1);
         region.pending.add(index);
     }
 }
@@ -257,6 +258,7 @@ fn vanish_page(core: &Core, world: &World, reader: &Handle, region: &Region, ind
     }
     record.set(PageState::Untouched);
     tally.touched.sub(1);
+    region.program.touched.sub(1);
 }
 
 /// No batch is under way, and nothing of the region is merged.
@@ -274,6 +276,7 @@ fn forget(core: &Core, world: &mut World, region: &Region) {
             _ => {}
         }
         tally.touched.sub(1);
+        region.program.touched.sub(1);
     }
     tally.registered.sub(region.len());
     world.remove(region.slot);

@@ -133,6 +133,7 @@ mod message;
 mod numbers;
 mod outcomes;
 mod peer;
+pub mod proc_files;
 mod socket;
 
 pub use check::Violation;

@@ -43,7 +43,7 @@ mod stalls;
 mod worker;
 
 pub use domain::{Domain, DomainId};
-pub use numerge_protocol::{Listener, Socket, SocketError};
+pub use numerge_protocol::{Listener, Socket, SocketError, proc_files};
 pub use options::{Domains, Members, Options, Quotas};
 pub use server::{BindError, ClientInfo, Server};
 pub use stalls::Stalls;

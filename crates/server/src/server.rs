@@ -198,6 +198,15 @@ impl Server {
             .collect()
     }
 
+    /// How many pages a process has registered, and what merging did to it; None if it is no client.
+    #[must_use]
+    pub fn process(&self, pid: i32) -> Option<(u64, ProgramCounters)> {
+        // Of a process that has come again, the last.
+        let clients = self.host.all_clients();
+        let client = clients.iter().rev().find(|client| client.pid.get() == pid)?;
+        Some((client.registered_pages(), client.program.counters()))
+    }
+
     /// Frames that wait to be given back, since a process may map them that is no client.
     #[must_use]
     pub fn waiting_frames(&self) -> u64 {

@@ -3,6 +3,7 @@
 use super::change;
 use crate::agent::{self, Unasked, enter, keeping_errno};
 use crate::known::EVERYTHING;
+use crate::proc_files;
 use crate::sys::{self, Answer, register};
 
 /// mprotect(2), pkey_mprotect(2).
@@ -97,15 +98,20 @@ fn set_memory_merge(on: bool) -> Answer {
     let Some(mut here) = enter() else {
         return Ok(0);
     };
+    let did = agent::wants_all();
     if on {
         agent::set_unasked(Unasked::All);
         here.start(true);
-        return Ok(0);
-    }
-    if agent::wants_all() {
+    } else if did {
         agent::set_unasked(here.agent.unasked());
         here.unwant(&EVERYTHING);
-        here.let_go(&EVERYTHING)?;
+        // Nothing is held over what follows.
+        drop(here.let_go(&EVERYTHING)?);
+    } else {
+        return Ok(0);
+    }
+    if did != on {
+        proc_files::tell();
     }
     Ok(0)
 }

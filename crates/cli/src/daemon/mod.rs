@@ -114,7 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         host.give_metrics(metrics)?;
     }
     if let Some(mounted) = mounted {
-        host.show_files(mounted)?;
+        host.show_files(mounted, None)?;
     }
     tracing::info!(socket = %socket.display(), uid = rustix::process::geteuid().as_raw(), "listening");
     if let Some(signal) = signals.forever().next() {

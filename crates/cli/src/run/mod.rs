@@ -8,13 +8,17 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use numerge::{AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, Options as EngineOptions, default_socket};
+use numerge::{
+    AGENT_AS_KSM, AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, Options as EngineOptions, default_socket,
+};
 use numerge_server::Socket;
 
 use crate::host::{self, Setting};
 use crate::log;
+use crate::processes::Processes;
 use command::{Copies, End};
 use stats::Sampler;
 
@@ -48,9 +52,9 @@ pub(crate) struct Arguments {
     /// Shows control files at DIR, as the kernel's in /sys/kernel/mm/ksm. Uses an engine of its own
     #[arg(long, value_name = "DIR", conflicts_with = "as_ksm")]
     control_dir: Option<PathBuf>,
-    /// Shows control files to COMMAND in the place of the kernel's, at /sys/kernel/mm/ksm, and begins
-    /// with the kernel's defaults: nothing is merged until COMMAND writes 1 to `run`. Uses an engine
-    /// of its own
+    /// Shows control files to COMMAND in the place of the kernel's, at /sys/kernel/mm/ksm and in
+    /// /proc/PID, and begins with the kernel's defaults: nothing is merged until COMMAND writes 1 to
+    /// `run`. Uses an engine of its own
     #[arg(long)]
     as_ksm: bool,
     /// Has the engine log this and what matters more, on standard error; without, it is COMMAND's alone.
@@ -115,7 +119,7 @@ fn start_own(arguments: &Arguments) -> Result<host::Own, Box<dyn Error>> {
     if !arguments.as_ksm {
         let mut own = host::Own::start(&arguments.settings, EngineOptions::default())?;
         if let Some(directory) = &arguments.control_dir {
-            own.show_files(directory)?;
+            own.show_files(directory, None)?;
         }
         return Ok(own);
     }
@@ -127,8 +131,11 @@ fn start_own(arguments: &Arguments) -> Result<host::Own, Box<dyn Error>> {
         ..EngineOptions::default()
     };
     let mut own = host::Own::start(&settings, engine)?;
-    own.show_files(Path::new(as_ksm::DIRECTORY))?;
+    let processes = Arc::new(Processes::default());
+    let directory = Path::new(as_ksm::DIRECTORY);
+    own.show_files(directory, Some(Arc::clone(&processes)))?;
     own.leave_files();
+    processes.show_in_proc(directory, &proc_socket(own.socket()))?;
     Ok(own)
 }
 
@@ -162,6 +169,11 @@ fn find_daemon(arguments: &Arguments) -> Result<Option<PathBuf>, Box<dyn Error>>
     }
 }
 
+/// Where processes ask for files in `/proc`, of an engine whose agents connect to `socket`.
+fn proc_socket(socket: &Path) -> PathBuf {
+    socket.with_extension("proc")
+}
+
 /// What the agent in the command and its descendants goes by.
 fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Vec<(OsString, OsString)> {
     let mut preload = agent.as_os_str().to_owned();
@@ -180,6 +192,9 @@ fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Vec<(OsStr
     ];
     if let Some(domain) = &arguments.domain {
         environment.push((AGENT_DOMAIN.into(), domain.into()));
+    }
+    if arguments.as_ksm {
+        environment.push((AGENT_AS_KSM.into(), proc_socket(socket).into()));
     }
     environment
 }

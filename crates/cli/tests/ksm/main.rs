@@ -7,9 +7,11 @@
 #[path = "../host/bed.rs"]
 #[expect(dead_code, reason = "it is for others too")]
 mod bed;
+mod proc_files;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::bed::{c_program, can_merge, numerge};
 
@@ -120,7 +122,7 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
     let mut differences = Vec::new();
     for _ in 0..KERNELS_RUNS {
         // With the kernel, what is written in the midst of a scan takes some more.
-        let Some(kernels) = by_ksmd(&user, "6", &mib) else { return };
+        let Some(kernels) = by_ksmd(&user, &["6", &mib]) else { return };
         assert!(kernels.lines().count() > 40, "{kernels}");
         if kernels == ours {
             return;
@@ -132,14 +134,17 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
 }
 
 /// What it sees with ksmd; None, with the reason printed, if that is in use.
-fn by_ksmd(user: &Path, scans: &str, mib: &str) -> Option<String> {
+fn by_ksmd(user: &Path, arguments: &[&str]) -> Option<String> {
+    // There is one, and several tests ask for it.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let counter = |name: &str| std::fs::read_to_string(Path::new(KERNELS).join(name)).unwrap();
     if counter("run") != "0\n" || counter("pages_shared") != "0\n" {
         println!("SKIPPED: ksmd is in use");
         return None;
     }
     let ksm = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../perf/ksm");
-    let output = Command::new(ksm).arg(user).args([scans, mib]).output().unwrap();
+    let output = Command::new(ksm).arg(user).args(arguments).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     Some(String::from_utf8(output.stdout).unwrap())

@@ -6,4 +6,5 @@
 mod bed;
 mod facts;
 mod files;
+mod processes;
 mod unmerging;

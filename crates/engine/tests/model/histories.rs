@@ -239,6 +239,12 @@ impl Pair {
         let counters = self.engine.counters();
         assert_eq!(numbers(&counters), self.model.numbers());
         check_sums(&counters, &self.machine);
+        // There is one program, so the engine's are its.
+        let memory: Arc<dyn Memory> = self.machine.clone();
+        let program = self.engine.program(&memory).counters();
+        assert_eq!(program.pages_merged, counters.pages_shared + counters.pages_sharing);
+        assert_eq!(program.ksm_zero_pages, counters.ksm_zero_pages);
+        assert_eq!(program.pages_touched, counters.pages_registered - counters.pages_untouched);
     }
 }
 

@@ -204,15 +204,18 @@ fn s5_3_unregistering_takes_pages_out_of_every_structure() {
     bed.scan(1);
     let with = bed.counters();
     assert_eq!((with.pages_unshared, with.pages_volatile, with.ksm_zero_pages), (200, 10, 100));
+    let memory: Arc<dyn Memory> = bed.machine.clone();
+    let program = bed.engine.program(&memory);
+    assert_eq!(program.counters().pages_touched, 1000 - with.pages_untouched);
     drop(bed.region.take());
     let without = bed.counters();
+    assert_eq!(program.counters().pages_touched, 0);
     assert_eq!(figures(&without), [0; 5]);
     assert_eq!((without.pages_registered, without.pages_volatile), (0, 0));
     assert_eq!((without.ksm_zero_pages, without.pages_untouched), (0, 0));
     assert!(without.metadata_bytes + 1000 * 16 <= with.metadata_bytes);
     assert!((0..500).all(|page| bed.read(page) == 5));
 
-    let memory: Arc<dyn Memory> = bed.machine.clone();
     let _region = bed.engine.register(&memory, Vpn(0)..Vpn(1000)).unwrap();
     assert_eq!(bed.scan(2).pages_sharing, 498 + 9);
 }
