@@ -16,7 +16,7 @@ use crate::counters::{Counters, Progress, StageTimes, Tally, Work};
 use crate::find::{Found, Merge, Scope, find};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
-use crate::judge::{Candidate, judge};
+use crate::judge::{Candidate, Scanned, judge};
 use crate::knobs::{Knob, Knobs};
 use crate::late::{self, Late};
 use crate::machine::{Frames, MemoryError, Nodes, PAGE_SIZE};
@@ -198,23 +198,20 @@ impl Core {
             .collect()
     }
 
-    /// Counts pages looked at by the threads of a node, by the nodes they are on.
-    pub(crate) fn count_scanned(
-        &self,
-        threads: u16,
-        pages: impl Iterator<Item = (Option<u16>, u64)>,
-    ) {
+    /// Counts pages looked at by the threads of a node, and left out by them, by the nodes they are on.
+    pub(crate) fn count_scanned(&self, threads: u16, pages: impl Iterator<Item = Scanned>) {
         // A node without CPUs has its work done by the nearest that has some, and one whose CPUs are
         // not for this program, by any.
         let nearest = self.nodes.topology().nearest_with_cpus(self.nids[usize::from(threads)]);
         let nearest = nearest.filter(|_| self.shards[usize::from(threads)].is_bound());
         let at_work = nearest.and_then(|node| self.node_index(node.nid));
-        for (node, count) in pages {
+        for Scanned { node, looked, skipped } in pages {
             let node = node.unwrap_or(threads);
             let shard = &self.shards[usize::from(node)];
             let counter =
                 if at_work == Some(node) { &shard.scanned_here } else { &shard.scanned_elsewhere };
-            counter.add(count);
+            counter.add(looked);
+            shard.skipped.add(skipped);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::reference::{Knobs, Model, Numbers};
+use crate::sums::nodes_add_up;
 use numerge_engine::in_memory::{Machine, expand};
 use numerge_engine::machine::{Memory, Vpn};
 use numerge_engine::{Clock, Counters, Engine, EngineOptions, Knob, Nid, RegionHandle, Topology};
@@ -239,6 +240,7 @@ impl Pair {
         let counters = self.engine.counters();
         assert_eq!(numbers(&counters), self.model.numbers());
         check_sums(&counters, &self.machine);
+        nodes_add_up(&counters, &self.engine.nodes());
     }
 }
 

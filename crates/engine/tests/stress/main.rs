@@ -13,6 +13,8 @@ mod bed;
 #[path = "../common/hooked.rs"]
 mod hooked;
 mod programs;
+#[path = "../common/sums.rs"]
+mod sums;
 mod world;
 
 use std::io::Write as _;
@@ -214,6 +216,7 @@ fn check_at_rest(engine: &Engine, machine: &Machine, across: bool) {
     assert!(frames.iter().all(|frame| frame.2 <= engine.knob(Knob::MaxPageSharing)));
     assert_eq!((c.pages_volatile, c.pages_held, c.pages_over_budget), (0, 0, 0), "{c:?}");
     assert_eq!(c.stable_nodes_queued, 0, "{c:?}");
+    sums::nodes_add_up(&c, &engine.nodes());
     // What is equal, and on one node if each has its own tree, is merged: no page was forgotten.
     let mut nids = Vec::new();
     Memory::nodes_of(machine, &[Vpn(0)..Vpn(PAGES)], &mut nids).unwrap();
