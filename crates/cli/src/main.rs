@@ -9,6 +9,7 @@ mod merge;
 mod metrics;
 mod recent;
 mod run;
+mod together;
 mod value;
 
 use std::path::PathBuf;
