@@ -244,7 +244,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Takes as long as there are frames.
+/// Takes as long as there are frames, and with several nodes, pages.
 fn nodes(server: &Server) -> Value {
     let node = |node: &NodeReport| {
         let mut fields = numerge::json::node(node);

@@ -572,11 +572,18 @@ impl Core {
     /// Waits for no batch and no unmerging (S5.2).
     pub(crate) fn counters(&self) -> Counters {
         let tally = &self.tally;
+        // First, and `registered` last: no kind of pages may be more than all.
+        let went = tally.registered.went();
         let touched = tally.touched.get();
         let [shared, sharing, zero] =
             [&tally.shared, &tally.sharing, &tally.zero].map(|counter| counter.get());
-        // Relaxed: counters, nothing is ordered by them.
-        let unshared = self.unshared.iter().map(|counter| counter.load(Ordering::Relaxed)).sum();
+        let [held, over_budget] = [tally.held.get(), tally.over_budget.get()];
+        // Acquire: pairs with the Release of who changes the tree, as with `Counter`.
+        let unshared = self.unshared.iter().map(|counter| counter.load(Ordering::Acquire));
+        let unshared: u64 = unshared.sum();
+        let registered = tally.registered.since(went);
+        // A page that went from one tree to another meanwhile may be counted in both.
+        let unshared = unshared.min(registered);
         Counters {
             pages_shared: shared,
             pages_sharing: sharing,
@@ -589,10 +596,10 @@ impl Core {
             stable_node_chains: self.forest.stable_node_chains(),
             stable_node_dups: self.forest.stable_node_dups(),
             ksm_zero_pages: zero,
-            pages_registered: tally.registered.get(),
-            pages_untouched: tally.registered.get().saturating_sub(touched),
-            pages_held: tally.held.get(),
-            pages_over_budget: tally.over_budget.get(),
+            pages_registered: registered,
+            pages_untouched: registered.saturating_sub(touched),
+            pages_held: held,
+            pages_over_budget: over_budget,
             pages_broken: tally.broken.get(),
             fingerprint_collisions: tally.collisions.get(),
             frames_refused: tally.frames_refused.get(),

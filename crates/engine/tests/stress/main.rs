@@ -10,6 +10,8 @@
 #[path = "../rules/bed.rs"]
 #[expect(dead_code, reason = "only the nodes are needed here")]
 mod bed;
+#[path = "../common/bounds.rs"]
+mod bounds;
 #[path = "../common/hooked.rs"]
 mod hooked;
 mod programs;
@@ -28,6 +30,7 @@ use numerge_engine::{Engine, EngineOptions, Knob, Nid, ProgramCounters, ProgramH
 use parking_lot::Mutex;
 
 use bed::{NIDS, topology};
+use bounds::Bounds;
 use programs::{Chance, Contents, Program, Random};
 use world::{PAGES, PROGRAMS, REGION_PAGES, REGIONS, World, disturb, plug, region_pages};
 
@@ -106,6 +109,17 @@ fn round(seed: u64, until: Instant, rules: Rules) {
                 world.come_and_go(&random, region, &mut slot, |region| register(region).ok());
             }
         });
+        let watcher = scope.spawn(|| {
+            let _stop = StopOnPanic(&stop);
+            let (mut bounds, mut looks) = (Bounds::default(), 0_u64);
+            while !stop.load(SeqCst) {
+                // Many in a row, and none while the others have the CPU.
+                (0..1000).for_each(|_| bounds.check(engine.counters()));
+                looks += 1000;
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            looks
+        });
         let plugger = scope.spawn(|| {
             let _stop = StopOnPanic(&stop);
             plug(&engine, machine, &Random::new(seed << 32 | 111 << 16), &stop)
@@ -139,12 +153,11 @@ fn round(seed: u64, until: Instant, rules: Rules) {
                     machine.set_mappings(Mappings { used, limit: 60_000 });
                 }
                 6 => drop(engine.take_errors()),
-                _ => {
-                    let _ = engine.counters();
-                }
+                _ => {}
             }
         }
         stop.store(true, SeqCst);
+        println!("counters looked at {} times", watcher.join().unwrap());
         for frames in plugger.join().unwrap() {
             engine.online_frames(frames).unwrap();
         }

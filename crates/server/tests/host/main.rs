@@ -3,6 +3,8 @@
 
 mod agent;
 mod bed;
+#[path = "../../../engine/tests/common/bounds.rs"]
+mod bounds;
 mod endings;
 mod keepers;
 mod liar;
