@@ -117,22 +117,43 @@ fn print(status: &Value) {
         "Scanned     {} pages in {} full scans; {} pages broken again",
         status["pages_scanned"], status["full_scans"], status["pages_broken"],
     );
+    let seconds = |milliseconds: &Value| number(milliseconds) as f64 / 1000.0;
     let list = |name: &str| status[name].as_array().cloned().unwrap_or_default();
-    for (title, lists) in [("Nodes", "nodes"), ("Domains", "domains")] {
-        println!("{title:<8}{COLUMNS}       frames");
-        for one in list(lists) {
-            let [shared, sharing, zero] = ["pages_shared", "pages_sharing", "ksm_zero_pages"]
-                .map(|counter| number(&one[counter]));
-            println!(
-                "{:8}{:>15.1} {:>9.1} {:>9.1} {:>13} {shared:>12}  {}",
-                "",
-                mib(number(&one["pages_registered"])),
-                mib(shared + sharing + zero),
-                mib(sharing + zero),
-                number(&one["pages_broken"]),
-                one["name"].as_str().unwrap_or_default(),
-            );
-        }
+    println!(
+        "Programs    {}, with {} mappings; {} stalls, the longest of {:.1} s",
+        list("clients").len(),
+        known(&status["mappings"]),
+        number(&status["stalls"]),
+        seconds(&status["longest_stall_ms"]),
+    );
+    // Of nodes and domains alike.
+    let row = |one: &Value| {
+        let [shared, sharing, zero] = ["pages_shared", "pages_sharing", "ksm_zero_pages"]
+            .map(|counter| number(&one[counter]));
+        format!(
+            "{:8}{:>15.1} {:>9.1} {:>9.1} {:>13} {shared:>8}",
+            "",
+            mib(number(&one["pages_registered"])),
+            mib(shared + sharing + zero),
+            mib(sharing + zero),
+            number(&one["pages_broken"]),
+        )
+    };
+    let name = |one: &Value| one["name"].as_str().unwrap_or_default().to_owned();
+    println!("Nodes   {COLUMNS}   frames");
+    for one in list("nodes") {
+        println!("{}  {}", row(&one), name(&one));
+    }
+    println!("Domains {COLUMNS}   frames mappings stalls longest");
+    for one in list("domains") {
+        println!(
+            "{} {:>8} {:>6} {:>5.1} s  {}",
+            row(&one),
+            known(&one["mappings"]),
+            number(&one["stalls"]),
+            seconds(&one["longest_stall_ms"]),
+            name(&one),
+        );
     }
     println!("Programs{COLUMNS}     mappings  stalls  longest");
     for one in list("clients") {
@@ -145,7 +166,7 @@ fn print(status: &Value) {
             mib(number(&one["pages_saved"])),
             number(&one["pages_broken"]),
             number(&one["stalls"]),
-            number(&one["longest_stall_ms"]) as f64 / 1000.0,
+            seconds(&one["longest_stall_ms"]),
             one["domain"].as_str().unwrap_or_default(),
         );
     }

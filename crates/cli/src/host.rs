@@ -11,15 +11,16 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
-use numerge::{Knob, Options as EngineOptions};
+use numerge::{Knob, NodeReport, Options as EngineOptions};
 use numerge_control_fs::{ControlFs, MountError, Mounted, errno};
-use numerge_server::{Domain, Options, Server};
-use serde_json::{Value, json};
+use numerge_server::{ClientInfo, Domain, Options, Server};
+use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 use crate::files;
 use crate::metrics::{self, Metrics};
 use crate::processes::Processes;
+use crate::together::Together;
 use crate::value;
 
 /// Between looks at whether questions are still being answered.
@@ -212,64 +213,61 @@ impl Answers for Answering {
 
 fn status(server: &Server) -> Value {
     let mut status = numerge::json::counters(&server.counters());
-    let clients: Vec<Value> = server
-        .clients()
-        .iter()
-        .map(|client| {
-            json!({
-                "pid": client.pid,
-                "uid": client.user,
-                "domain": client.domain.to_string(),
-                "pages_registered": client.pages_registered,
-                "pages_merged": client.counters.pages_merged,
-                "ksm_zero_pages": client.counters.ksm_zero_pages,
-                "pages_saved": client.counters.pages_saved,
-                "pages_broken": client.counters.pages_broken,
-                "mappings": client.mappings,
-                "mappings_budget": client.mappings_budget,
-                "stalls": client.stalls.count,
-                "stalled_ms": milliseconds(client.stalls.total),
-                "longest_stall_ms": milliseconds(client.stalls.longest),
-            })
-        })
-        .collect();
+    let clients = server.clients();
     let domain = |domain: &Arc<Domain>| {
         let mut fields = numerge::json::counters(&domain.engine().counters());
         fields.insert("name".into(), domain.id().to_string().into());
+        let its = clients.iter().filter(|client| client.domain == *domain.id());
+        fields.extend(together(&its.collect()));
         Value::Object(fields)
     };
     let domains: Vec<Value> = server.domains().iter().map(domain).collect();
+    status.extend(together(&clients.iter().collect()));
     status.insert("domains".into(), domains.into());
-    status.insert("clients".into(), clients.into());
+    status.insert("clients".into(), clients.iter().map(client).collect());
     Value::Object(status)
+}
+
+fn client(client: &ClientInfo) -> Value {
+    let mut fields = Map::from_iter([
+        ("pid".into(), client.pid.into()),
+        ("uid".into(), client.user.into()),
+        ("domain".into(), client.domain.to_string().into()),
+        ("pages_registered".into(), client.pages_registered.into()),
+        ("pages_merged".into(), client.counters.pages_merged.into()),
+        ("ksm_zero_pages".into(), client.counters.ksm_zero_pages.into()),
+        ("pages_saved".into(), client.counters.pages_saved.into()),
+        ("pages_broken".into(), client.counters.pages_broken.into()),
+        ("mappings_budget".into(), client.mappings_budget.into()),
+    ]);
+    fields.extend(together(&[client].into_iter().collect()));
+    Value::Object(fields)
+}
+
+/// What programs have together, or what one has.
+fn together(all: &Together) -> Map<String, Value> {
+    let Together { mappings, stalls } = *all;
+    Map::from_iter([
+        ("mappings".into(), mappings.into()),
+        ("stalls".into(), stalls.count.into()),
+        ("stalled_ms".into(), milliseconds(stalls.total).into()),
+        ("longest_stall_ms".into(), milliseconds(stalls.longest).into()),
+    ])
 }
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Takes as long as there are frames.
+/// Takes as long as there are frames, and with several nodes, pages.
 fn nodes(server: &Server) -> Value {
-    server
-        .nodes()
-        .iter()
-        .map(|node| {
-            json!({
-                "name": format!("node {}", node.nid),
-                "online": node.online,
-                "pages_registered": node.pages_home,
-                "pages_shared": node.pages_shared,
-                "pages_sharing": node.pages_sharing,
-                "pages_broken": node.pages_broken,
-                "pages_scanned": node.pages_scanned,
-                "pages_scanned_remote": node.pages_scanned_remote,
-                "sharers_remote": node.sharers_remote,
-                "metadata_bytes": node.metadata_bytes,
-                "metadata_bytes_remote": node.metadata_bytes_remote,
-            })
-        })
-        .collect::<Vec<Value>>()
-        .into()
+    let node = |node: &NodeReport| {
+        let mut fields = numerge::json::node(node);
+        fields.insert("name".into(), format!("node {}", node.nid).into());
+        fields.insert("pages_registered".into(), node.pages_home.into());
+        Value::Object(fields)
+    };
+    server.nodes().iter().map(node).collect()
 }
 
 /// A server of one command's own, at a socket that nobody else can reach.

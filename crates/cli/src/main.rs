@@ -12,6 +12,7 @@ mod metrics;
 mod processes;
 mod recent;
 mod run;
+mod together;
 mod value;
 
 use std::io::Write;

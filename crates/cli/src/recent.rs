@@ -1,4 +1,4 @@
-//! Node reports for who must not wait: they take as long as there are frames.
+//! Node reports for who must not wait: they take as long as there are frames, and with several nodes, pages.
 //!
 //! Each reader has one made, if none is being made, and waits a little for it; where that is not enough, or
 //! was not the last time, it gets the last there was. So where there is little to look through, what is read

@@ -8,7 +8,7 @@ use crate::text;
 /// A counter of the whole host.
 type Host = fn(&Counters) -> i128;
 /// A counter of a node.
-type OfNode = fn(&NodeReport) -> u64;
+type OfNode = fn(&NodeReport) -> i128;
 
 /// The counters of the kernel's directory.
 const COUNTERS: [(&str, Host); 11] = [
@@ -41,21 +41,28 @@ const OWN: [(&str, Host); 12] = [
     ("stable_nodes_replaced", |c| c.stable_nodes_replaced.into()),
 ];
 
-/// Those of `nodes/N/`.
-const NODE: [(&str, OfNode); 13] = [
-    ("metadata_bytes", |n| n.metadata_bytes),
-    ("metadata_bytes_remote", |n| n.metadata_bytes_remote),
-    ("online", |n| u64::from(n.online)),
-    ("pages_home", |n| n.pages_home),
-    ("pages_scanned", |n| n.pages_scanned),
-    ("pages_scanned_remote", |n| n.pages_scanned_remote),
-    ("pages_shared", |n| n.pages_shared),
-    ("pages_sharing", |n| n.pages_sharing),
-    ("sharers_remote", |n| n.sharers_remote),
-    ("stable_node_chains", |n| n.stable_node_chains),
-    ("stable_node_dups", |n| n.stable_node_dups),
-    ("stable_nodes_queued", |n| n.stable_nodes_queued),
-    ("stable_nodes_replaced", |n| n.stable_nodes_replaced),
+/// Those of `nodes/N/`: all of [`COUNTERS`], and some of our own.
+const NODE: [(&str, OfNode); 20] = [
+    ("full_scans", |n| n.full_scans.into()),
+    ("general_profit", |n| n.general_profit().into()),
+    ("ksm_zero_pages", |n| n.ksm_zero_pages.into()),
+    ("metadata_bytes", |n| n.metadata_bytes.into()),
+    ("metadata_bytes_remote", |n| n.metadata_bytes_remote.into()),
+    ("online", |n| n.online.into()),
+    ("pages_broken", |n| n.pages_broken.into()),
+    ("pages_home", |n| n.pages_home.into()),
+    ("pages_scanned", |n| n.pages_scanned.into()),
+    ("pages_scanned_remote", |n| n.pages_scanned_remote.into()),
+    ("pages_shared", |n| n.pages_shared.into()),
+    ("pages_sharing", |n| n.pages_sharing.into()),
+    ("pages_skipped", |n| n.pages_skipped.into()),
+    ("pages_unshared", |n| n.pages_unshared.into()),
+    ("pages_volatile", |n| n.pages_volatile.into()),
+    ("sharers_remote", |n| n.sharers_remote.into()),
+    ("stable_node_chains", |n| n.stable_node_chains.into()),
+    ("stable_node_dups", |n| n.stable_node_dups.into()),
+    ("stable_nodes_queued", |n| n.stable_nodes_queued.into()),
+    ("stable_nodes_replaced", |n| n.stable_nodes_replaced.into()),
 ];
 
 /// What a file or directory is.

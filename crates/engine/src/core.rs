@@ -16,7 +16,7 @@ use crate::counters::{Counters, Progress, StageTimes, Tally, Work};
 use crate::find::{Found, Merge, Scope, find};
 use crate::fingerprint::Fingerprinter;
 use crate::homes;
-use crate::judge::{Candidate, judge};
+use crate::judge::{Candidate, Scanned, judge};
 use crate::knobs::{Knob, Knobs};
 use crate::late::{self, Late};
 use crate::machine::{Frames, MemoryError, Nodes, PAGE_SIZE};
@@ -198,23 +198,20 @@ impl Core {
             .collect()
     }
 
-    /// Counts pages looked at by the threads of a node, by the nodes they are on.
-    pub(crate) fn count_scanned(
-        &self,
-        threads: u16,
-        pages: impl Iterator<Item = (Option<u16>, u64)>,
-    ) {
+    /// Counts pages looked at by the threads of a node, and left out by them, by the nodes they are on.
+    pub(crate) fn count_scanned(&self, threads: u16, pages: impl Iterator<Item = Scanned>) {
         // A node without CPUs has its work done by the nearest that has some, and one whose CPUs are
         // not for this program, by any.
         let nearest = self.nodes.topology().nearest_with_cpus(self.nids[usize::from(threads)]);
         let nearest = nearest.filter(|_| self.shards[usize::from(threads)].is_bound());
         let at_work = nearest.and_then(|node| self.node_index(node.nid));
-        for (node, count) in pages {
+        for Scanned { node, looked, skipped } in pages {
             let node = node.unwrap_or(threads);
             let shard = &self.shards[usize::from(node)];
             let counter =
                 if at_work == Some(node) { &shard.scanned_here } else { &shard.scanned_elsewhere };
-            counter.add(count);
+            counter.add(looked);
+            shard.skipped.add(skipped);
         }
     }
 
@@ -574,11 +571,18 @@ impl Core {
     /// Waits for no batch and no unmerging (S5.2).
     pub(crate) fn counters(&self) -> Counters {
         let tally = &self.tally;
+        // First, and `registered` last: no kind of pages may be more than all.
+        let went = tally.registered.went();
         let touched = tally.touched.get();
         let [shared, sharing, zero] =
             [&tally.shared, &tally.sharing, &tally.zero].map(|counter| counter.get());
-        // Relaxed: counters, nothing is ordered by them.
-        let unshared = self.unshared.iter().map(|counter| counter.load(Ordering::Relaxed)).sum();
+        let [held, over_budget] = [tally.held.get(), tally.over_budget.get()];
+        // Acquire: pairs with the Release of who changes the tree, as with `Counter`.
+        let unshared = self.unshared.iter().map(|counter| counter.load(Ordering::Acquire));
+        let unshared: u64 = unshared.sum();
+        let registered = tally.registered.since(went);
+        // A page that went from one tree to another meanwhile may be counted in both.
+        let unshared = unshared.min(registered);
         Counters {
             pages_shared: shared,
             pages_sharing: sharing,
@@ -591,10 +595,10 @@ impl Core {
             stable_node_chains: self.forest.stable_node_chains(),
             stable_node_dups: self.forest.stable_node_dups(),
             ksm_zero_pages: zero,
-            pages_registered: tally.registered.get(),
-            pages_untouched: tally.registered.get().saturating_sub(touched),
-            pages_held: tally.held.get(),
-            pages_over_budget: tally.over_budget.get(),
+            pages_registered: registered,
+            pages_untouched: registered.saturating_sub(touched),
+            pages_held: held,
+            pages_over_budget: over_budget,
             pages_broken: tally.broken.get(),
             fingerprint_collisions: tally.collisions.get(),
             frames_refused: tally.frames_refused.get(),

@@ -4,30 +4,71 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// One counter that many threads change.
+///
+/// Who reads several of them, one after the other, finds the later ones not older than the earlier ones:
+/// that is what the orderings are for.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self, n: u64) {
-        // Relaxed: a counter, nothing is ordered by it.
-        self.0.fetch_add(n, Ordering::Relaxed);
+        // Release: pairs with `get`.
+        self.0.fetch_add(n, Ordering::Release);
     }
 
+    /// What ends may be counted before what began is, by another thread: for that moment the number is
+    /// below zero.
     pub(crate) fn sub(&self, n: u64) {
-        // Relaxed: a counter, nothing is ordered by it.
-        self.0.fetch_sub(n, Ordering::Relaxed);
+        // Release: pairs with `get`.
+        self.0.fetch_sub(n, Ordering::Release);
+    }
+
+    /// The number, where one below zero counts as zero.
+    pub(crate) fn get(&self) -> u64 {
+        // Acquire: pairs with `add` and `sub`. Who sees what they counted sees, in whatever counter is read
+        // next, all that was counted before that.
+        let n = self.0.load(Ordering::Acquire);
+        if n > u64::MAX / 2 { 0 } else { n }
+    }
+}
+
+/// How many pages are registered. Those that came and those that went are counted apart: who takes the
+/// latter first, then what pages are, and then the former, has a number of registered pages that none of
+/// the others is beyond, whatever came and went meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Registered {
+    came: Counter,
+    went: Counter,
+}
+
+impl Registered {
+    pub(crate) fn add(&self, pages: u64) {
+        self.came.add(pages);
+    }
+
+    pub(crate) fn sub(&self, pages: u64) {
+        self.went.add(pages);
+    }
+
+    /// Those that went so far, for [`Self::since`].
+    pub(crate) fn went(&self) -> u64 {
+        self.went.get()
+    }
+
+    /// As many as are registered, and at least as many as ever were since only `went` had gone.
+    pub(crate) fn since(&self, went: u64) -> u64 {
+        self.came.get() - went
     }
 
     pub(crate) fn get(&self) -> u64 {
-        // Relaxed: a counter, nothing is ordered by it.
-        self.0.load(Ordering::Relaxed)
+        self.since(self.went())
     }
 }
 
 /// What is counted while it happens; the rest of [`Counters`] is asked of the structures.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    pub(crate) registered: Counter,
+    pub(crate) registered: Registered,
     pub(crate) touched: Counter,
     pub(crate) shared: Counter,
     pub(crate) sharing: Counter,
@@ -54,7 +95,9 @@ pub(crate) struct Tally {
 }
 
 /// The state of an engine in numbers. At rest (no scan, no writers) they add up: registered pages
-/// are shared, sharing, unshared, volatile, zero or untouched (S5.6).
+/// are shared, sharing, unshared, volatile, zero or untouched (S5.6). While that changes they are of
+/// nearly one moment; no kind of pages is ever more than `pages_registered`, in which pages that came or
+/// went at that moment are counted.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Counters {
     /// Frames in use.
@@ -180,5 +223,30 @@ impl Work {
             replaced: self.replaced.saturating_sub(then.replaced),
             frames_refused: self.frames_refused.saturating_sub(then.frames_refused),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s5_6_what_ends_before_it_was_counted_is_none() {
+        let counter = Counter::default();
+        counter.sub(1);
+        assert_eq!(counter.get(), 0);
+        counter.add(3);
+        assert_eq!(counter.get(), 2);
+    }
+
+    #[test]
+    fn s5_6_pages_that_come_and_go_while_counters_are_read_are_among_those_registered() {
+        let registered = Registered::default();
+        registered.add(100);
+        let went = registered.went();
+        // Here somebody counts 100 pages of some kind, or, after this, 50.
+        registered.sub(100);
+        registered.add(50);
+        assert_eq!((registered.since(went), registered.get()), (150, 50));
     }
 }

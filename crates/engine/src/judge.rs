@@ -61,6 +61,14 @@ impl Judged {
     }
 }
 
+/// How many pages of a node were looked at, and looks at them left out.
+pub(crate) struct Scanned {
+    /// None: nobody can tell.
+    pub(crate) node: Option<u16>,
+    pub(crate) looked: u64,
+    pub(crate) skipped: u64,
+}
+
 /// Pages of one region and one node that are looked at for one reason, in ascending order; places in
 /// the region.
 struct Piece<'a> {
@@ -155,10 +163,11 @@ fn judge_on(core: &Core, world: &World, node: u16, pieces: &[Piece<'_>]) -> Vec<
         let new_judge = || Judge { node: threads, core, world, is_smart, merged: Vec::new() };
         let judged: Vec<Judged> =
             pieces.par_iter().map_init(new_judge, |judge, piece| judge.piece(piece)).collect();
-        let looked_at = |piece: &Piece<'_>, judged: &Judged| {
-            (piece.node, (piece.pages.len() as u64).saturating_sub(judged.skipped))
-        };
-        let counts = pieces.iter().zip(&judged).map(|(piece, judged)| looked_at(piece, judged));
+        let counts = pieces.iter().zip(&judged).map(|(piece, judged)| Scanned {
+            node: piece.node,
+            looked: (piece.pages.len() as u64).saturating_sub(judged.skipped),
+            skipped: judged.skipped,
+        });
         core.count_scanned(threads, counts);
         judged
     };

@@ -4,18 +4,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, TreeId, rmap};
+use numerge_stable_tree::{Fingerprint, Handle, Kpfn, PageId, PageState, Record, TreeId, rmap};
 use numerge_topology::Nid;
 
 use crate::core::Core;
-use crate::machine::MemoryError;
+use crate::machine::{MemoryError, PAGE_SIZE};
 use crate::region::Region;
+use crate::shard::Shard;
 use crate::world::World;
 
 /// Contents walked, and pages and frames whose nodes are asked for, at once.
 const WALKED: usize = 1024;
 
-/// One node in numbers. Frames count where their memory is now, whatever tree they are in.
+/// One node in numbers.
+///
+/// Frames, their sharers and chains count where the frames' memory is now, whatever tree they are in;
+/// looks, where the page is (if that can't be told or doesn't matter, at its home); what pages are that
+/// are mapped to no frame, where they are at home: the node whose shard scans their segment. At rest each of
+/// these adds up over the nodes to the engine's [`Counters`](crate::Counters), but for frames on nodes
+/// that came after the engine was built.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeReport {
     /// The node.
@@ -24,14 +31,24 @@ pub struct NodeReport {
     pub online: bool,
     /// Pages of all regions that its shard scans.
     pub pages_home: u64,
-    /// Looks at pages of this node by its own threads.
+    /// Looks at pages of this node.
     pub pages_scanned: u64,
-    /// Looks at pages of this node by threads of other nodes.
+    /// Those of them by threads of other nodes.
     pub pages_scanned_remote: u64,
+    /// Looks at pages of this node that were left out (`smart_scan`).
+    pub pages_skipped: u64,
+    /// Times every registered page was visited, this node's among them: a full scan is one of all nodes.
+    pub full_scans: u64,
     /// Frames in use on it.
     pub pages_shared: u64,
     /// Pages mapped to frames on it beyond the first of each.
     pub pages_sharing: u64,
+    /// Candidates without a partner, of those that its shard scans.
+    pub pages_unshared: u64,
+    /// Pages that change, or could not be merged, of those that its shard scans.
+    pub pages_volatile: u64,
+    /// Pages merged with the machine's page of zeros, of those that its shard scans.
+    pub ksm_zero_pages: u64,
     /// Merged pages that its shard scans, found written to since, in all.
     pub pages_broken: u64,
     /// Contents with several frames, the fullest of which is on it.
@@ -64,21 +81,40 @@ pub struct PoolReport {
 
 /// All nodes, in order.
 pub(crate) fn report(core: &Core, reader: &Handle) -> Vec<NodeReport> {
+    // Before all else: what is counted after it is not older.
+    let full_scans = core.tally.full_scans.get();
+    let of_shard = |shard| NodeReport { full_scans, ..of_shard(shard) };
     let mut reports: Vec<NodeReport> = core.shards.iter().map(of_shard).collect();
     for tree in (0..core.node_count()).map(TreeId) {
         each_content(core, reader, tree, |contents| count_frames(core, contents, &mut reports));
     }
-    let world = core.world();
-    for region in world.regions() {
+    let regions: Vec<Arc<Region>> = core.world().regions().map(Arc::clone).collect();
+    for region in regions {
         for segment in region.segments() {
-            let pages = region.segment(segment);
+            // For one segment at a time, or who wants to change the world would wait for all (S5.2).
+            let world = core.world();
+            if !world.holds(&region) {
+                break;
+            }
             let report = &mut reports[usize::from(region.home(segment))];
+            let pages = region.segment(segment);
             report.pages_home += pages.end - pages.start;
-            let here = core.nodes.places(world.record_bytes(region, segment)).unwrap_or_default();
+            let here = core.nodes.places(world.record_bytes(&region, segment)).unwrap_or_default();
             count_metadata(report, &here);
+            if core.shards.len() > 1 {
+                count_unmerged(report, world.segment_records(&region, segment));
+            }
         }
     }
+    if let [report] = &mut reports[..] {
+        // All that there is, so that nothing has to be looked through for it.
+        let all = core.counters();
+        report.pages_unshared = all.pages_unshared;
+        report.pages_volatile = all.pages_volatile;
+        report.ksm_zero_pages = all.ksm_zero_pages;
+    }
     if core.has_tree_per_node() {
+        let world = core.world();
         for (node, report) in (0..).zip(&mut reports) {
             let bytes = world.unstable(TreeId(node)).bytes();
             count_metadata(report, &core.nodes.places(bytes).unwrap_or_default());
@@ -87,11 +123,13 @@ pub(crate) fn report(core: &Core, reader: &Handle) -> Vec<NodeReport> {
     reports
 }
 
-fn of_shard(shard: &crate::shard::Shard) -> NodeReport {
+fn of_shard(shard: &Shard) -> NodeReport {
+    let pages_scanned_remote = shard.scanned_elsewhere.get();
     NodeReport {
         online: shard.is_online(),
-        pages_scanned: shard.scanned_here.get(),
-        pages_scanned_remote: shard.scanned_elsewhere.get(),
+        pages_scanned: shard.scanned_here.get() + pages_scanned_remote,
+        pages_scanned_remote,
+        pages_skipped: shard.skipped.get(),
         pages_broken: shard.broken.get(),
         stable_nodes_queued: shard.queued.get(),
         stable_nodes_replaced: shard.replaced.get(),
@@ -109,8 +147,13 @@ impl NodeReport {
             pages_home: 0,
             pages_scanned: 0,
             pages_scanned_remote: 0,
+            pages_skipped: 0,
+            full_scans: 0,
             pages_shared: 0,
             pages_sharing: 0,
+            pages_unshared: 0,
+            pages_volatile: 0,
+            ksm_zero_pages: 0,
             pages_broken: 0,
             stable_node_chains: 0,
             stable_node_dups: 0,
@@ -122,14 +165,33 @@ impl NodeReport {
         }
     }
 
-    /// Adds what another engine has on the same node.
+    /// Bytes that the node's frames and pages of zeros save, metadata not subtracted.
+    #[must_use]
+    pub const fn bytes_saved(&self) -> u64 {
+        (self.pages_sharing + self.ksm_zero_pages) * PAGE_SIZE as u64
+    }
+
+    /// Bytes saved less the bytes of metadata meant for this node, wherever they are. What the engine needs
+    /// beside that is no node's.
+    #[must_use]
+    pub const fn general_profit(&self) -> i64 {
+        let metadata = self.metadata_bytes + self.metadata_bytes_remote;
+        self.bytes_saved().cast_signed() - metadata.cast_signed()
+    }
+
+    /// Adds what another engine has on the same node. `full_scans` stays: of several engines, only who has
+    /// them all can say when one is over.
     pub const fn add(&mut self, other: &Self) {
         self.online &= other.online;
         self.pages_home += other.pages_home;
         self.pages_scanned += other.pages_scanned;
         self.pages_scanned_remote += other.pages_scanned_remote;
+        self.pages_skipped += other.pages_skipped;
         self.pages_shared += other.pages_shared;
         self.pages_sharing += other.pages_sharing;
+        self.pages_unshared += other.pages_unshared;
+        self.pages_volatile += other.pages_volatile;
+        self.ksm_zero_pages += other.ksm_zero_pages;
         self.pages_broken += other.pages_broken;
         self.stable_node_chains += other.stable_node_chains;
         self.stable_node_dups += other.stable_node_dups;
@@ -143,11 +205,27 @@ impl NodeReport {
 
 fn count_metadata(report: &mut NodeReport, places: &[(Nid, u64)]) {
     for (nid, pages) in places {
-        let bytes = pages * crate::machine::PAGE_SIZE as u64;
+        let bytes = pages * PAGE_SIZE as u64;
         if *nid == report.nid {
             report.metadata_bytes += bytes;
         } else {
             report.metadata_bytes_remote += bytes;
+        }
+    }
+}
+
+/// Counts what pages are that are mapped to no frame, as [`Core::counters`] does for all.
+fn count_unmerged(report: &mut NodeReport, records: &[Record]) {
+    for record in records {
+        match record.state() {
+            PageState::Untouched | PageState::Merged(_) => {}
+            PageState::Unshared(_) => report.pages_unshared += 1,
+            PageState::Zero => report.ksm_zero_pages += 1,
+            PageState::Unread
+            | PageState::Seen(_)
+            | PageState::Busy
+            | PageState::Held(_)
+            | PageState::OverBudget(_) => report.pages_volatile += 1,
         }
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Shard {
     /// Pages of this node looked at by its own threads, and by those of other nodes.
     pub(crate) scanned_here: Counter,
     pub(crate) scanned_elsewhere: Counter,
+    /// Looks at pages of this node that were left out (`smart_scan`).
+    pub(crate) skipped: Counter,
     /// Merged pages at home here found written to since.
     pub(crate) broken: Counter,
     /// Stable nodes that left this node's tree for the migrate queue, and that came to it from there.
@@ -58,6 +60,7 @@ impl Shard {
             busy: AtomicBool::new(false),
             scanned_here: Counter::default(),
             scanned_elsewhere: Counter::default(),
+            skipped: Counter::default(),
             broken: Counter::default(),
             queued: Counter::default(),
             replaced: Counter::default(),

@@ -104,7 +104,8 @@ impl World {
         start.cast()..end.cast()
     }
 
-    fn segment_records(&self, region: &Region, segment: usize) -> &[Record] {
+    /// The records of a segment.
+    pub(crate) fn segment_records(&self, region: &Region, segment: usize) -> &[Record] {
         let pages = region.segment(segment);
         let index = |page| usize::try_from(page).expect("a page of the region");
         &self.pages.records(region.slot)[index(pages.start)..index(pages.end)]

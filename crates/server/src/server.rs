@@ -127,11 +127,15 @@ impl Server {
     /// before it began to is settled.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let full_scans = self.host.scans.over();
+        let full_scans = self.full_scans();
         let domains = self.host.all_domains();
         let all = domains.iter().map(|domain| domain.engine().counters());
         let all = all.fold(Counters::default(), |a, b| sum(&a, &b));
         Counters { full_scans, ..all }
+    }
+
+    pub(crate) fn full_scans(&self) -> u64 {
+        self.host.scans.over()
     }
 
     /// The value of a knob, as it was set for all domains; of what advisors set, the largest.

@@ -49,7 +49,8 @@ impl UnstableTree {
         self.pages.load(Ordering::Relaxed)
     }
 
-    /// What [`Self::pages`] counts with, for who wants to know while the tree is being changed.
+    /// What [`Self::pages`] counts with, for who wants to know while the tree is being changed: it is
+    /// changed by Release, after the tree.
     pub fn counter(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.pages)
     }
@@ -146,13 +147,13 @@ impl UnstableTree {
         match (found, newcomer) {
             (Some(page), _) => {
                 records.record(page).set(PageState::Busy);
-                // Relaxed: a counter.
-                self.pages.fetch_sub(1, Ordering::Relaxed);
+                // Release: pairs with who reads the counter beside others.
+                self.pages.fetch_sub(1, Ordering::Release);
             }
             (None, Some(page)) => {
                 enter(&mut bucket, records, page, short);
-                // Relaxed: a counter.
-                self.pages.fetch_add(1, Ordering::Relaxed);
+                // Release: pairs with who reads the counter beside others.
+                self.pages.fetch_add(1, Ordering::Release);
             }
             (None, None) => {}
         }
@@ -188,8 +189,8 @@ impl UnstableTree {
         let found = unlink_first(records, &mut bucket.first, |candidate, _| candidate == page);
         if found.is_some() {
             record.set(left);
-            // Relaxed: a counter.
-            self.pages.fetch_sub(1, Ordering::Relaxed);
+            // Release: pairs with who reads the counter beside others.
+            self.pages.fetch_sub(1, Ordering::Release);
         }
         found.is_some()
     }

@@ -11,7 +11,15 @@ use super::{Answer, MOST_BYTES, Request};
 /// Why there is no answer, or not the one wanted.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens there, or this user may not ask.
+    /// This user may not ask.
+    #[error("only root and whose the socket is may ask the numerge daemon at {}: {source}", .path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nobody listens there.
     #[error("no numerge daemon answers at {}: {source}", .path.display())]
     Connect {
         /// The socket.
@@ -43,10 +51,13 @@ impl Client {
     /// Connects to a control socket.
     ///
     /// # Errors
-    /// [`AskError::Connect`].
+    /// [`AskError::Denied`], [`AskError::Connect`].
     pub fn connect(path: &Path) -> Result<Self, AskError> {
         match UnixStream::connect(path) {
             Ok(stream) => Ok(Self(BufReader::new(stream))),
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(AskError::Denied { path: path.into(), source })
+            }
             Err(source) => Err(AskError::Connect { path: path.into(), source }),
         }
     }

@@ -41,7 +41,7 @@ pub enum Request {
     },
     /// Counters, of all and by domain, and clients.
     Status,
-    /// Counters by NUMA node, which takes as long as there are frames.
+    /// Counters by NUMA node, which takes as long as there are frames, and with several nodes, pages.
     Nodes,
 }
 

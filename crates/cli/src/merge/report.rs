@@ -181,7 +181,7 @@ impl Report {
             "mappings_limit": self.mappings_limit,
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
-            "nodes": self.nodes.iter().map(node_to_json).collect::<Vec<_>>(),
+            "nodes": self.nodes.iter().map(numerge::json::node).collect::<Vec<_>>(),
             "regions": self
                 .regions
                 .iter()
@@ -297,25 +297,6 @@ impl Report {
             println!("Note        {error}");
         }
     }
-}
-
-fn node_to_json(node: &NodeReport) -> Value {
-    json!({
-        "nid": node.nid.0,
-        "online": node.online,
-        "pages_home": node.pages_home,
-        "pages_scanned": node.pages_scanned,
-        "pages_scanned_remote": node.pages_scanned_remote,
-        "pages_shared": node.pages_shared,
-        "pages_sharing": node.pages_sharing,
-        "stable_node_chains": node.stable_node_chains,
-        "stable_node_dups": node.stable_node_dups,
-        "stable_nodes_queued": node.stable_nodes_queued,
-        "stable_nodes_replaced": node.stable_nodes_replaced,
-        "sharers_remote": node.sharers_remote,
-        "metadata_bytes": node.metadata_bytes,
-        "metadata_bytes_remote": node.metadata_bytes_remote,
-    })
 }
 
 fn by_node(pages: &PagesByNode) -> serde_json::Map<String, Value> {

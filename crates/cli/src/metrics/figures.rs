@@ -1,15 +1,18 @@
 //! What there is to count, by name.
 
 use std::fmt;
+use std::sync::Arc;
 
 use numerge::{Counters, Knob, NodeReport};
-use numerge_server::{ClientInfo, Server};
+use numerge_server::{ClientInfo, Domain, Server};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::together::Together;
 
 /// Most programs that are named: those with most registered memory.
 const PROGRAMS: usize = 512;
@@ -81,7 +84,20 @@ const HOST: [Figure<Counters>; 23] = [
     }),
 ];
 
-const DOMAIN: [Figure<Counters>; 7] = [
+/// What is counted of programs together, beside the engine's counters.
+const ALL: [Figure<Together>; 2] = [
+    ("mappings", Gauge, "Mappings of all programs when last counted", |all| {
+        all.mappings.unwrap_or(0).into()
+    }),
+    (
+        "stalls",
+        Gauge,
+        "Times that programs that are served were asked and silent for 100 ms",
+        |all| all.stalls.count.into(),
+    ),
+];
+
+const DOMAIN: [Figure<Counters>; 8] = [
     ("domain_pages_registered", Gauge, "As numerge_pages_registered, of a security domain", |c| {
         c.pages_registered.into()
     }),
@@ -97,6 +113,9 @@ const DOMAIN: [Figure<Counters>; 7] = [
     ("domain_pages_volatile", Gauge, "As numerge_pages_volatile, of a security domain", |c| {
         c.pages_volatile.into()
     }),
+    ("domain_ksm_zero_pages", Gauge, "As numerge_ksm_zero_pages, of a security domain", |c| {
+        c.ksm_zero_pages.into()
+    }),
     ("domain_pages_broken", Counter, "As numerge_pages_broken, of a security domain", |c| {
         c.pages_broken.into()
     }),
@@ -105,19 +124,43 @@ const DOMAIN: [Figure<Counters>; 7] = [
     }),
 ];
 
-const NODE: [Figure<NodeReport>; 11] = [
+const OF_DOMAIN: [Figure<Together>; 2] = [
+    ("domain_mappings", Gauge, "As numerge_mappings, of a security domain", |all| {
+        all.mappings.unwrap_or(0).into()
+    }),
+    ("domain_stalls", Gauge, "As numerge_stalls, of a security domain", |all| {
+        all.stalls.count.into()
+    }),
+];
+
+const NODE: [Figure<NodeReport>; 17] = [
     ("node_online", Gauge, "Whether a NUMA node is online", |n| n.online.into()),
-    ("node_pages_home", Gauge, "Pages that a node's threads scan", |n| n.pages_home.into()),
+    ("node_pages_registered", Gauge, "Pages at home on a node: that its threads scan", |n| {
+        n.pages_home.into()
+    }),
     ("node_pages_shared", Gauge, "Frames in use on a node", |n| n.pages_shared.into()),
     ("node_pages_sharing", Gauge, "Pages saved by a node's frames", |n| n.pages_sharing.into()),
+    ("node_pages_unshared", Gauge, "Candidates without a partner at home on a node", |n| {
+        n.pages_unshared.into()
+    }),
+    ("node_pages_volatile", Gauge, "Pages at home on a node that change or were not merged", |n| {
+        n.pages_volatile.into()
+    }),
+    ("node_ksm_zero_pages", Gauge, "Pages at home on a node merged with the page of zeros", |n| {
+        n.ksm_zero_pages.into()
+    }),
+    ("node_pages_broken", Counter, "Merged pages at home on a node found written to since", |n| {
+        n.pages_broken.into()
+    }),
     ("node_sharers_remote", Gauge, "Pages at home elsewhere that map a node's frames", |n| {
         n.sharers_remote.into()
     }),
-    ("node_pages_scanned", Counter, "Looks at a node's pages by its own threads", |n| {
-        n.pages_scanned.into()
-    }),
+    ("node_pages_scanned", Counter, "Looks at a node's pages", |n| n.pages_scanned.into()),
     ("node_pages_scanned_remote", Counter, "Looks at a node's pages by others' threads", |n| {
         n.pages_scanned_remote.into()
+    }),
+    ("node_pages_skipped", Counter, "Looks at a node's pages left out by smart_scan", |n| {
+        n.pages_skipped.into()
     }),
     ("node_stable_nodes_queued", Counter, "Frames that left a node's tree", |n| {
         n.stable_nodes_queued.into()
@@ -130,6 +173,9 @@ const NODE: [Figure<NodeReport>; 11] = [
     }),
     ("node_metadata_remote", Bytes, "What tracking a node's pages takes elsewhere", |n| {
         n.metadata_bytes_remote.into()
+    }),
+    ("node_saved", Bytes, "What a node's frames and its pages of zeros save", |n| {
+        n.bytes_saved().into()
     }),
 ];
 
@@ -162,27 +208,30 @@ struct Now {
     waiting_frames: u64,
     knobs: Vec<(Knob, u64)>,
     nodes: Vec<NodeReport>,
-    domains: Vec<(String, Counters)>,
+    all: Together,
+    domains: Vec<(String, Counters, Together)>,
     programs: Vec<ClientInfo>,
 }
 
 /// All of a server's numbers, as OpenMetrics text.
 pub(crate) fn text(server: &Server) -> Result<String, fmt::Error> {
     let mut programs = server.clients();
-    let clients = programs.len();
+    let (clients, all) = (programs.len(), programs.iter().collect());
+    let domain = |domain: &Arc<Domain>| {
+        let its = programs.iter().filter(|program| program.domain == *domain.id());
+        (domain.id().to_string(), domain.engine().counters(), its.collect())
+    };
+    let domains = server.domains().iter().map(domain).collect();
     programs.sort_by_key(|client| std::cmp::Reverse(client.pages_registered));
     programs.truncate(PROGRAMS);
-    let domains = server.domains();
     let now = Now {
         host: server.counters(),
         clients,
         waiting_frames: server.waiting_frames(),
         knobs: Knob::ALL.map(|knob| (knob, server.knob(knob))).into(),
         nodes: server.nodes(),
-        domains: domains
-            .iter()
-            .map(|domain| (domain.id().to_string(), domain.engine().counters()))
-            .collect(),
+        all,
+        domains,
         programs,
     };
     let mut registry = Registry::with_prefix("numerge");
@@ -196,6 +245,9 @@ impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for figure in &HOST {
             alone(&mut encoder, figure, &self.host)?;
+        }
+        for figure in &ALL {
+            alone(&mut encoder, figure, &self.all)?;
         }
         let clients: Figure<Self> =
             ("clients", Gauge, "Programs that are served", |now| now.clients as i128);
@@ -219,9 +271,12 @@ impl Collector for Now {
         let domains: Vec<_> = self
             .domains
             .iter()
-            .map(|(id, counters)| ([("domain", id.clone())], *counters))
+            .map(|(id, counters, _)| ([("domain", id.clone())], *counters))
             .collect();
         each(&mut encoder, &DOMAIN, &domains)?;
+        let together: Vec<_> =
+            self.domains.iter().map(|(id, _, all)| ([("domain", id.clone())], *all)).collect();
+        each(&mut encoder, &OF_DOMAIN, &together)?;
         let label = |program: &ClientInfo| {
             [
                 ("pid", program.pid.to_string()),

@@ -1,6 +1,6 @@
 /* A program that knows nothing of numerge: holds mergeable memory, and does to it what it is told.
  *
- * usage: holder PAGES FIRST: page n has the content FIRST + n, all over.
+ * usage: holder PAGES FIRST: page n has the content FIRST + n, all over; content 0 is zeros.
  *
  * A line is read, an order, and one is written, the answer:
  *   wrong          how many pages have not the content they should have
@@ -20,7 +20,7 @@
 enum { PAGE = 4096, WORDS = PAGE / 8 };
 
 static uint64_t word(uint64_t content, int n) {
-    return content * 0x9e3779b97f4a7c15u ^ (uint64_t)n;
+    return content == 0 ? 0 : content * 0x9e3779b97f4a7c15u ^ (uint64_t)n;
 }
 
 static void fill(uint64_t *page, uint64_t content) {

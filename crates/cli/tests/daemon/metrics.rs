@@ -44,6 +44,7 @@ fn s5_5_metrics_are_the_counters() {
     assert_eq!(mode & 0o777, 0o600);
     let programs = [(); 2].map(|()| bed.program(&By::me(), PAGES, 1));
     daemon.until_merged(PAGES, PAGES);
+    daemon.scan_twice();
     // What was counted before is given for a second.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let text = scrape(&socket);
@@ -69,6 +70,30 @@ fn s5_5_metrics_are_the_counters() {
         assert_eq!(sum(&format!("numerge_{name}")), pages, "{text}");
     }
     assert_eq!(sum("numerge_process_pages_merged"), 2.0 * pages, "{text}");
+    for name in ["node_pages_registered", "domain_pages_registered"] {
+        assert_eq!(sum(&format!("numerge_{name}")), 2.0 * pages, "{text}");
+    }
+    // What one has, all of them, and nodes as far as they have any.
+    let mappings = sum("numerge_process_mappings");
+    assert!(mappings > 0.0, "{text}");
+    for (name, everywhere, of) in [
+        ("mappings", mappings, &["domain"][..]),
+        ("stalls", sum("numerge_process_stalls_total"), &["domain"]),
+        ("ksm_zero_pages", 0.0, &["node", "domain"]),
+        ("pages_unshared", 0.0, &["node", "domain"]),
+        ("pages_volatile", 0.0, &["node", "domain"]),
+        ("pages_broken_total", 0.0, &["node", "domain"]),
+        ("pages_scanned_total", found["numerge_pages_scanned_total"], &["node"]),
+        ("pages_skipped_total", found["numerge_pages_skipped_total"], &["node"]),
+        ("saved_bytes", pages * 4096.0, &["node", "domain"]),
+    ] {
+        assert_eq!(found.get(&*format!("numerge_{name}")), Some(&everywhere), "{name} in {text}");
+        for whose in of {
+            let its = format!("numerge_{whose}_{name}");
+            assert!(found.keys().any(|at| at.starts_with(&format!("{its}{{"))), "no {its}: {text}");
+            assert_eq!(sum(&its), everywhere, "{its} in {text}");
+        }
+    }
     drop(programs);
     daemon.end();
     assert!(!socket.exists());

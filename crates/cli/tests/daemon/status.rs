@@ -16,6 +16,10 @@ fn programs(daemon: &Daemon) -> Vec<Value> {
     programs
 }
 
+fn sum(list: &Value, name: &str) -> u64 {
+    list.as_array().unwrap().iter().map(|one| one[name].as_u64().unwrap()).sum()
+}
+
 fn numbers(program: &Value, names: [&str; 4]) -> [u64; 4] {
     names.map(|name| program[name].as_u64().unwrap_or_else(|| panic!("{name}: {program}")))
 }
@@ -53,9 +57,7 @@ fn s3_6_status_tells_whose_pages_were_broken_again_and_what_each_program_saves()
     assert!((PAGES - 12..=PAGES - 10).contains(&(saved + saved_by_other)), "{its:?} {others:?}");
     assert_eq!(daemon.status()["domains"][0]["pages_broken"], 10);
     let nodes = daemon.client().nodes().unwrap();
-    let broken =
-        nodes.as_array().unwrap().iter().map(|node| node["pages_broken"].as_u64().unwrap());
-    assert_eq!(broken.sum::<u64>(), 10, "{nodes}");
+    assert_eq!(sum(&nodes, "pages_broken"), 10, "{nodes}");
     writer.is_whole();
 
     let table = table(&bed);
@@ -76,11 +78,62 @@ fn s6_status_tells_how_many_mappings_a_program_has_of_how_many() {
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
     let budget = limit.trim().parse::<u64>().unwrap() / 100 * 50;
     for program in programs(&daemon) {
-        let maps = std::fs::read_to_string(format!("/proc/{}/maps", program["pid"])).unwrap();
-        assert_eq!(program["mappings"], maps.lines().count(), "{program}");
         assert_eq!(program["mappings_budget"], budget, "{program}");
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", program["pid"])).unwrap();
+        let is_it = |one: &&Value| one["pid"] == program["pid"];
+        let mappings = || programs(&daemon).iter().find(is_it).map(|one| one["mappings"].clone());
+        // What was counted last may be a second old.
+        until(
+            || mappings() == Some(maps.lines().count().into()),
+            || format!("{program} has {}", maps.lines().count()),
+        );
     }
     assert!(table(&bed).contains(&format!("/{budget} ")), "{}", table(&bed));
+    // Of the domain, and of all, as many as its programs have.
+    let status = daemon.status();
+    let all = sum(&status["clients"], "mappings");
+    assert_eq!([&status["mappings"], &status["domains"][0]["mappings"]], [all, all], "{status}");
+    assert!(table(&bed).contains(&format!(" 2, with {all} mappings")), "{}", table(&bed));
+}
+
+/// A program that lets all pages of zeros be merged with one, on whatever node they are.
+#[test]
+fn s5_5_status_of_nodes_and_domains_counts_pages_of_zeros() {
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon(&["--set", "use_zero_pages=1"]);
+    let mut holder = bed.program(&By::me(), PAGES, 1);
+    daemon.until_clients(1);
+    (0..100).for_each(|page| assert_eq!(holder.ask(&format!("write {page} 0")), "ok"));
+    until(|| daemon.number("ksm_zero_pages") == 100, || format!("{}", daemon.status()));
+    daemon.scan_twice();
+    let status = daemon.status();
+    let nodes = daemon.client().nodes().unwrap();
+    for name in [
+        "ksm_zero_pages",
+        "pages_shared",
+        "pages_sharing",
+        "pages_unshared",
+        "pages_volatile",
+        "pages_registered",
+        "bytes_saved",
+    ] {
+        assert_eq!(sum(&nodes, name), status[name].as_u64().unwrap(), "{name}: {nodes} {status}");
+        assert_eq!(sum(&status["domains"], name), status[name].as_u64().unwrap(), "{status}");
+    }
+    assert_eq!((sum(&nodes, "ksm_zero_pages"), sum(&nodes, "pages_shared")), (100, 0), "{nodes}");
+    // Registered, merged and saved, of the nodes together as of the domain and the program.
+    let table = table(&bed);
+    let cells = |title: &str| -> Vec<f64> {
+        let rows = table.lines().skip_while(|line| !line.contains(title)).skip(1);
+        let rows = rows.take_while(|line| line.starts_with(' '));
+        let cell = |row: &str, at: usize| row[8..].split_whitespace().nth(at)?.parse::<f64>().ok();
+        let rows: Vec<&str> = rows.collect();
+        (0..3).map(|at| rows.iter().filter_map(|row| cell(row, at)).sum()).collect()
+    };
+    for title in ["Nodes    reg", "Domains  reg", "Programs reg"] {
+        // 300 and 100 pages.
+        assert_eq!(cells(title), [1.2, 0.4, 0.4], "{title}: {table}");
+    }
 }
 
 #[test]
@@ -105,6 +158,17 @@ fn s6_status_tells_which_program_does_not_answer() {
     daemon.until_merged(PAGES, PAGES);
     let [_, stalls, total, over] = numbers(&its(), names);
     assert!(stalls > 0 && over > longest && total >= over, "forgotten: {}", its());
+    // Of the domain, and of all, what its programs did.
+    let status = daemon.status();
+    for all in [&status, &status["domains"][0]] {
+        let [stalls, total, longest] =
+            ["stalls", "stalled_ms", "longest_stall_ms"].map(|name| all[name].as_u64().unwrap());
+        assert_eq!(stalls, sum(&status["clients"], "stalls"), "{status}");
+        // Each may be rounded down.
+        assert!(total - sum(&status["clients"], "stalled_ms") < 2, "{status}");
+        assert!(longest >= over, "{status}");
+    }
+    assert!(table(&bed).contains(&format!(" {} stalls, the longest", status["stalls"])));
     stopped.is_whole();
     like_it.is_whole();
 }

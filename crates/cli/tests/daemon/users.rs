@@ -54,6 +54,57 @@ fn s6_users_that_the_administrator_lists_share_a_domain() {
     daemon.until_merged(PAGES, PAGES);
 }
 
+/// Who may not ask is not told that nobody is there.
+#[test]
+fn s6_who_may_not_ask_a_daemon_is_told_who_may() {
+    if !is_root() {
+        return;
+    }
+    let Some(bed) = Bed::new() else { return };
+    let daemon = bed.daemon(&["--user", DAEMON]);
+    let ask = |user: u32, words: &[&str]| {
+        let ids = [format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".into()];
+        let mut command = Command::new("setpriv");
+        command.args(ids).arg(bed.path("numerge")).args(words).arg("--socket").arg(bed.socket());
+        command.output().unwrap()
+    };
+    for words in [&["get"][..], &["get", "run"], &["set", "run", "0"], &["status"]] {
+        let output = ask(ONE, words);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{words:?}: {output:?}");
+        let path = bed.path("socket.control");
+        let told = "only root and whose the socket is may ask the numerge daemon at";
+        assert!(error.contains(&format!("{told} {}:", path.display())), "{words:?}: {error}");
+        assert!(!error.contains("no numerge daemon"), "{words:?}: {error}");
+    }
+    assert_eq!(daemon.client().get("run").unwrap(), 1, "what was refused was not done");
+    assert!(ask(0, &["get", "run"]).status.success());
+    daemon.end();
+    // One that a user has started is for that user, too.
+    let place = bed.path("of-one");
+    fs::create_dir(&place).unwrap();
+    std::os::unix::fs::chown(&place, Some(ONE), Some(ONE)).unwrap();
+    let socket = place.join("socket");
+    let ask_there = |user: u32| {
+        let mut command = Command::new("setpriv");
+        command.args([format!("--reuid={user}"), "--clear-groups".into(), "--regid=64009".into()]);
+        command.arg(bed.path("numerge")).args(["get", "run", "--socket"]).arg(&socket);
+        command.output().unwrap().status.success()
+    };
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={ONE}"), format!("--regid={ONE}"), "--clear-groups".into()]);
+    command.arg(bed.path("numerge")).args(["daemon", "--socket"]).arg(&socket);
+    let mut daemon = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let answers = (0..500).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        ask_there(ONE)
+    });
+    let others = (ask_there(0), ask_there(OTHER));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    assert!(answers && others == (true, false), "{answers} {others:?}");
+}
+
 /// What the daemon has left of root's rights.
 #[test]
 fn s6_the_daemon_keeps_what_it_needs_and_no_more() {

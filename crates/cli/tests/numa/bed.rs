@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use numerge::{Counters, Knob, Merger, Nid, NodeReport, Options, Region};
 use numerge_topology::Topology;
 
-use crate::kernel;
+use crate::{kernel, sums};
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -133,19 +133,7 @@ impl Bed {
             + c.pages_untouched;
         assert_eq!(c.pages_registered, all, "{c:?}");
         assert_eq!(c.stable_nodes_queued, 0, "{c:?}");
-        let nodes = self.merger.nodes();
-        let sum = |of: fn(&NodeReport) -> u64| nodes.iter().map(of).sum::<u64>();
-        assert_eq!(c.pages_shared, sum(|node| node.pages_shared), "{nodes:?}");
-        assert_eq!(c.pages_sharing, sum(|node| node.pages_sharing), "{nodes:?}");
-        assert_eq!(c.stable_node_chains, sum(|node| node.stable_node_chains), "{nodes:?}");
-        assert_eq!(c.stable_node_dups, sum(|node| node.stable_node_dups), "{nodes:?}");
-        assert_eq!(c.stable_nodes_replaced, sum(|node| node.stable_nodes_replaced), "{nodes:?}");
-        assert_eq!(c.pages_registered, sum(|node| node.pages_home), "{nodes:?}");
-        assert_eq!(
-            c.pages_scanned,
-            sum(|node| node.pages_scanned + node.pages_scanned_remote),
-            "{nodes:?}"
-        );
+        sums::nodes_add_up(&c, &self.merger.nodes());
         let frames = self.merger.pools().into_iter().flat_map(|pool| pool.frames.into_values());
         assert_eq!(c.pages_shared, frames.sum::<u64>());
         let errors = self.merger.take_errors();

@@ -14,7 +14,7 @@ fn s4_6_a_node_without_cpus_is_scanned_by_the_nearest_that_has_some() {
     bed.settle();
     let node = bed.node(nid);
     assert_eq!((node.pages_home, node.pages_shared, node.pages_sharing), (100, 1, 99));
-    assert_eq!((node.pages_scanned, node.pages_scanned_remote), (0, 200));
+    assert_eq!((node.pages_scanned, node.pages_scanned_remote), (200, 200));
     guest.check_is_on(nid);
     bed.unmerge(&[&guest]);
 }

@@ -13,3 +13,5 @@ mod four;
 mod hotplug;
 mod kernel;
 mod memoryless;
+#[path = "../../../engine/tests/common/sums.rs"]
+mod sums;

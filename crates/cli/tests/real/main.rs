@@ -4,6 +4,8 @@
 
 mod api;
 mod bed;
+#[path = "../../../engine/tests/common/bounds.rs"]
+mod bounds;
 mod figures;
 mod program;
 #[path = "../../../engine/tests/model/reference.rs"]

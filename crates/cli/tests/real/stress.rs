@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use numerge::{Knob, KnobError, Region};
 
 use crate::bed::{check, check_sums, merger, settle, write};
+use crate::bounds::Bounds;
 
 const PAGES: usize = 4096;
 const WRITERS: usize = 2;
@@ -78,9 +79,19 @@ fn s1_1_writers_keep_writing_and_nothing_changes_but_by_them() {
                 })
             })
             .collect();
+        let watching = scope.spawn(|| {
+            let (mut bounds, mut most_merged) = (Bounds::default(), 0);
+            while !stop.load(Ordering::Relaxed) {
+                let counters = merger.counters();
+                bounds.check(counters);
+                most_merged = most_merged.max(counters.pages_sharing);
+                thread::sleep(Duration::from_micros(50));
+            }
+            most_merged
+        });
         let reading = scope.spawn(|| reader(&region, &stop, &checks));
         let mut random = Random(99);
-        let (mut rounds, mut most_merged) = (0_u64, 0);
+        let mut rounds = 0_u64;
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(seconds) {
             merger.set(Knob::Run, 2).unwrap();
@@ -89,7 +100,6 @@ fn s1_1_writers_keep_writing_and_nothing_changes_but_by_them() {
             merger.set(Knob::PagesToScan, 1 + random.below(5000)).unwrap();
             merger.set(Knob::Run, 1).unwrap();
             thread::sleep(Duration::from_millis(random.below(300)));
-            most_merged = most_merged.max(merger.counters().pages_sharing);
             if random.below(3) == 0 {
                 // Interrupted by the next `run=2`, or not at all.
                 scope
@@ -109,7 +119,7 @@ fn s1_1_writers_keep_writing_and_nothing_changes_but_by_them() {
         for page in 0..PAGES / 2 {
             check(&region, page, contents[page % WRITERS][page]);
         }
-        (rounds, most_merged)
+        (rounds, watching.join().unwrap())
     });
     let collisions = merger.counters().fingerprint_collisions;
     println!(

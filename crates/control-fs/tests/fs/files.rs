@@ -11,7 +11,7 @@ use numerge_control_fs::{ControlFs, MountError, Source};
 use numerge_engine::machine::Vpn;
 use numerge_engine::{Knob, Nid};
 
-use crate::bed::{Bed, mount, until};
+use crate::bed::{Bed, NIDS, mount, until};
 
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
@@ -19,6 +19,18 @@ fn names(directory: &Path) -> Vec<String> {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// The kernel's files of a kind, by what they may be used for.
+fn kernel_files(mode: &str) -> impl Iterator<Item = &'static str> {
+    let facts = include_str!("../facts/linux-6.18.txt").lines();
+    let files = facts.filter_map(|line| line.split_once(": mode 100"));
+    files.filter(move |(_, its)| its.starts_with(mode)).map(|(name, _)| name)
+}
+
+/// The kernel's counters: they can't be written.
+fn kernel_counters() -> impl Iterator<Item = &'static str> {
+    kernel_files("444")
 }
 
 fn is_mounted(path: &Path) -> bool {
@@ -54,6 +66,17 @@ fn s5_5_counters_are_the_engines_at_the_moment_of_reading() {
     ] {
         assert_eq!(bed.number(name), value, "{name}");
     }
+    for name in kernel_counters().filter(|name| !["full_scans", "general_profit"].contains(name)) {
+        let of_node = |nid: Nid| bed.number(&format!("nodes/{nid}/{name}"));
+        assert_eq!(NIDS.map(of_node).iter().sum::<u64>(), bed.number(name), "{name}");
+    }
+    for nid in NIDS {
+        let of_node = |name: &str| bed.number(&format!("nodes/{nid}/{name}"));
+        assert_eq!(of_node("full_scans"), c.full_scans);
+        let saved = 4096 * (of_node("pages_sharing") + of_node("ksm_zero_pages"));
+        let metadata = of_node("metadata_bytes") + of_node("metadata_bytes_remote");
+        assert_eq!(of_node("general_profit"), saved - metadata);
+    }
     // Nothing is cached: what is read next is what is then.
     let mut open = fs::File::open(bed.path("full_scans")).unwrap();
     let mut before = String::new();
@@ -70,15 +93,15 @@ fn s5_5_counters_are_the_engines_at_the_moment_of_reading() {
 fn there_are_nodes_and_counters_of_our_own_beside_the_kernels_files() {
     let Some(bed) = Bed::new(1) else { return };
     let top = names(bed.directory());
-    let kernels = include_str!("../facts/linux-6.18.txt");
-    let mut expected: Vec<String> = kernels
-        .lines()
-        .filter_map(|line| Some(line.split_once(": mode 100")?.0.to_owned()))
-        .chain(["nodes".into(), "numerge".into()])
-        .collect();
-    expected.sort();
+    let mut expected: Vec<&str> = kernel_files("").chain(["nodes", "numerge"]).collect();
+    expected.sort_unstable();
     assert_eq!(top, expected);
     assert_eq!(names(&bed.path("nodes")), ["0", "5"]);
+    for node in ["nodes/0", "nodes/5"] {
+        let there = names(&bed.path(node));
+        assert!(kernel_counters().all(|name| there.iter().any(|it| it == name)), "{there:?}");
+    }
+    assert_eq!(kernel_counters().count(), 11);
     for place in ["numerge", "nodes/0", "nodes/5"] {
         for name in names(&bed.path(place)) {
             let path = bed.path(place).join(&name);

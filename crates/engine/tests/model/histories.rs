@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::reference::{Knobs, Model, Numbers};
+use crate::sums::nodes_add_up;
 use numerge_engine::in_memory::{Machine, expand};
 use numerge_engine::machine::{Memory, Vpn};
 use numerge_engine::{Clock, Counters, Engine, EngineOptions, Knob, Nid, RegionHandle, Topology};
@@ -245,6 +246,7 @@ impl Pair {
         assert_eq!(program.pages_merged, counters.pages_shared + counters.pages_sharing);
         assert_eq!(program.ksm_zero_pages, counters.ksm_zero_pages);
         assert_eq!(program.pages_touched, counters.pages_registered - counters.pages_untouched);
+        nodes_add_up(&counters, &self.engine.nodes());
     }
 }
 

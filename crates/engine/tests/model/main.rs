@@ -5,3 +5,5 @@
 mod figures;
 mod histories;
 mod reference;
+#[path = "../common/sums.rs"]
+mod sums;

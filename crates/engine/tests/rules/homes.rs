@@ -1,6 +1,6 @@
 //! S4.2: who scans what.
 
-use numerge_engine::{EngineOptions, Knob};
+use numerge_engine::{EngineOptions, Knob, NodeReport};
 
 use crate::bed::{Bed, NIDS, figures};
 
@@ -11,7 +11,8 @@ fn homes(bed: &Bed) -> Vec<u64> {
 /// Pages looked at by threads of their own node, and by others.
 fn scanned(bed: &Bed) -> Vec<(u64, u64)> {
     let nodes = bed.engine.nodes();
-    nodes.iter().map(|node| (node.pages_scanned, node.pages_scanned_remote)).collect()
+    let own = |node: &NodeReport| node.pages_scanned - node.pages_scanned_remote;
+    nodes.iter().map(|node| (own(node), node.pages_scanned_remote)).collect()
 }
 
 #[test]

@@ -12,9 +12,12 @@ mod homes;
 mod hooked;
 mod late;
 mod limit;
+mod nodes;
 mod numa;
 mod offline;
 mod races;
 mod scanning;
 mod script;
+#[path = "../common/sums.rs"]
+mod sums;
 mod two;

@@ -10,9 +10,13 @@
 #[path = "../rules/bed.rs"]
 #[expect(dead_code, reason = "only the nodes are needed here")]
 mod bed;
+#[path = "../common/bounds.rs"]
+mod bounds;
 #[path = "../common/hooked.rs"]
 mod hooked;
 mod programs;
+#[path = "../common/sums.rs"]
+mod sums;
 mod world;
 
 use std::io::Write as _;
@@ -26,6 +30,7 @@ use numerge_engine::{Engine, EngineOptions, Knob, Nid, ProgramCounters, ProgramH
 use parking_lot::Mutex;
 
 use bed::{NIDS, topology};
+use bounds::Bounds;
 use programs::{Chance, Contents, Program, Random};
 use world::{PAGES, PROGRAMS, REGION_PAGES, REGIONS, World, disturb, plug, region_pages};
 
@@ -104,6 +109,17 @@ fn round(seed: u64, until: Instant, rules: Rules) {
                 world.come_and_go(&random, region, &mut slot, |region| register(region).ok());
             }
         });
+        let watcher = scope.spawn(|| {
+            let _stop = StopOnPanic(&stop);
+            let (mut bounds, mut looks) = (Bounds::default(), 0_u64);
+            while !stop.load(SeqCst) {
+                // Many in a row, and none while the others have the CPU.
+                (0..1000).for_each(|_| bounds.check(engine.counters()));
+                looks += 1000;
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            looks
+        });
         let plugger = scope.spawn(|| {
             let _stop = StopOnPanic(&stop);
             plug(&engine, machine, &Random::new(seed << 32 | 111 << 16), &stop)
@@ -137,12 +153,11 @@ fn round(seed: u64, until: Instant, rules: Rules) {
                     machine.set_mappings(Mappings { used, limit: 60_000 });
                 }
                 6 => drop(engine.take_errors()),
-                _ => {
-                    let _ = engine.counters();
-                }
+                _ => {}
             }
         }
         stop.store(true, SeqCst);
+        println!("counters looked at {} times", watcher.join().unwrap());
         for frames in plugger.join().unwrap() {
             engine.online_frames(frames).unwrap();
         }
@@ -214,6 +229,7 @@ fn check_at_rest(engine: &Engine, machine: &Machine, across: bool) {
     assert!(frames.iter().all(|frame| frame.2 <= engine.knob(Knob::MaxPageSharing)));
     assert_eq!((c.pages_volatile, c.pages_held, c.pages_over_budget), (0, 0, 0), "{c:?}");
     assert_eq!(c.stable_nodes_queued, 0, "{c:?}");
+    sums::nodes_add_up(&c, &engine.nodes());
     // What is equal, and on one node if each has its own tree, is merged: no page was forgotten.
     let mut nids = Vec::new();
     Memory::nodes_of(machine, &[Vpn(0)..Vpn(PAGES)], &mut nids).unwrap();

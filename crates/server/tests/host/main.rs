@@ -3,6 +3,8 @@
 
 mod agent;
 mod bed;
+#[path = "../../../engine/tests/common/bounds.rs"]
+mod bounds;
 mod deaf;
 mod endings;
 mod keepers;

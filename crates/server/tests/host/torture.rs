@@ -7,6 +7,7 @@ use numerge_engine::Knob;
 use numerge_server::Server;
 
 use crate::bed::{Bed, Client};
+use crate::bounds::Bounds;
 use crate::random::Random;
 
 const PAGES: u64 = 300;
@@ -87,10 +88,14 @@ impl Known {
     }
 }
 
-fn steer(server: &Server, random: &mut Random) {
+fn steer(server: &Server, random: &mut Random, bounds: &mut Bounds) {
     match random.below(300) {
         // It may be that somebody is stopped.
-        0 => drop(server.set(Knob::Run, 2)),
+        0 => {
+            let _ = server.set(Knob::Run, 2);
+            // Full scans are counted anew.
+            *bounds = Bounds::default();
+        }
         1..4 => server.set(Knob::Run, 0).unwrap(),
         _ => {}
     }
@@ -105,17 +110,19 @@ fn s1_1_no_page_changes_whatever_happens() {
     let mut random = Random(7);
     let mut clients: Vec<Known> = (0..CLIENTS).map(|_| Known::new(&bed)).collect();
     let began = Instant::now();
-    let (mut steps, mut most) = (0, 0);
+    let (mut steps, mut most, mut bounds) = (0, 0, Bounds::default());
     while began.elapsed() < LONG {
         let chosen = usize::try_from(random.below(CLIENTS as u64)).unwrap();
         clients[chosen].step(&mut random);
-        steer(&bed.server, &mut random);
+        steer(&bed.server, &mut random, &mut bounds);
         if random.below(400) == 0 {
             let another = Known::new(&bed);
             std::mem::replace(&mut clients[chosen], another).end(&mut random);
         }
         steps += 1;
-        most = most.max(bed.server.counters().pages_sharing);
+        let counters = bed.server.counters();
+        bounds.check(counters);
+        most = most.max(counters.pages_sharing);
     }
     println!("{steps} steps, at most {most} pages saved");
     assert!(most > PAGES);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use numerge::{Knob, KnobError, Nid};
 
-use crate::bed::{Bed, Figures, Guest, every};
+use crate::bed::{Bed, Figures, Guest, PAGE, every, wait_for};
 use crate::kernel;
 
 /// Equal pages on each node at the default limit of 256, and the worked figures of S5 for them: the
@@ -149,10 +149,38 @@ fn s4_1_interleaved_memory_is_merged_by_node() {
         // Each page was looked at twice, by threads on its node's CPUs where there are any.
         let node = bed.node(nid);
         let has_cpus = !bed.topology.node(nid).unwrap().cpus.is_empty();
-        let looks = if has_cpus { (200, 0) } else { (0, 200) };
-        assert_eq!((node.pages_scanned, node.pages_scanned_remote), looks, "node {nid}");
+        let remote = if has_cpus { 0 } else { 200 };
+        assert_eq!((node.pages_scanned, node.pages_scanned_remote), (200, remote), "node {nid}");
     }
     bed.unmerge(&[&guest]);
+}
+
+#[test]
+#[ignore = "needs nodes: run by tools/numa"]
+fn s5_5_counters_of_a_node_are_of_what_is_at_home_there() {
+    let bed = Bed::by_hand();
+    bed.merger.set(Knob::UseZeroPages, 1).unwrap();
+    // On each node more of everything than on the one before.
+    let nodes: Vec<(Nid, usize)> = bed.memory_nodes().into_iter().zip(1..).collect();
+    let (mut guests, mut zeros) = (Vec::new(), Vec::new());
+    for &(nid, more) in &nodes {
+        guests.push(bed.guest(nid, 10 * more, |page| (1000 * more + page) as u64));
+        guests.push(bed.equal(nid, 20 * more, 7));
+        let region = bed.merger.allocate(5 * more * PAGE).unwrap();
+        let addresses: Vec<usize> =
+            (0..5 * more).map(|page| region.as_ptr().addr() + page * PAGE).collect();
+        region.write(0, &vec![0; region.len()]).unwrap();
+        wait_for("moving pages", || kernel::move_to(&addresses, nid));
+        zeros.push(region);
+    }
+    bed.settle();
+    for &(nid, more) in &nodes {
+        let (node, more) = (bed.node(nid), more as u64);
+        assert_eq!((node.pages_home, node.ksm_zero_pages), (35 * more, 5 * more), "{node:?}");
+        assert_eq!((node.pages_unshared, node.pages_volatile), (10 * more, 0), "{node:?}");
+        assert_eq!(node.bytes_saved(), (5 * more + 20 * more - 1) * PAGE as u64, "{node:?}");
+    }
+    bed.unmerge(&guests.iter().collect::<Vec<_>>());
 }
 
 #[test]
