@@ -247,6 +247,7 @@ impl Model {
                 return false;
             }
             self.online[node] = false;
+            self.ended[node] = false;
             for region in 0..self.regions.len() {
                 if self.regions[region].1 == node {
                     self.move_home(region, self.shard_for(node));
