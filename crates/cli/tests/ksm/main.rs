@@ -121,8 +121,8 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
     for _ in 0..KERNELS_RUNS {
         // With the kernel, what is written in the midst of a scan takes some more.
         let Some(kernels) = by_ksmd(&user, "6", &mib) else { return };
-        assert!(kernels.lines().count() > 40, "{kernels}");
         if kernels == ours {
+            assert!(kernels.lines().count() > 40, "{kernels}");
             return;
         }
         let pairs = kernels.lines().zip(ours.lines()).filter(|(kernels, ours)| kernels != ours);
@@ -131,7 +131,7 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
     panic!("the kernel's and ours: {differences:#?}");
 }
 
-/// What it sees with ksmd; None, with the reason printed, if that is in use.
+/// What it sees with ksmd, and what it finds wrong; None, with the reason printed, if that is in use.
 fn by_ksmd(user: &Path, scans: &str, mib: &str) -> Option<String> {
     let counter = |name: &str| std::fs::read_to_string(Path::new(KERNELS).join(name)).unwrap();
     if counter("run") != "0\n" || counter("pages_shared") != "0\n" {
@@ -140,7 +140,5 @@ fn by_ksmd(user: &Path, scans: &str, mib: &str) -> Option<String> {
     }
     let ksm = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../perf/ksm");
     let output = Command::new(ksm).arg(user).args([scans, mib]).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    Some(String::from_utf8(output.stdout).unwrap())
+    Some(String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
