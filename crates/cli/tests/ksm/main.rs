@@ -7,6 +7,7 @@
 #[path = "../host/bed.rs"]
 #[expect(dead_code, reason = "it is for others too")]
 mod bed;
+mod facts;
 mod users;
 
 use std::path::{Path, PathBuf};

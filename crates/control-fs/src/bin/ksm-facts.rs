@@ -2,6 +2,9 @@
 //! many values written comes to. The lines of two directories that do the same are equal, but for
 //! counters that go on.
 //!
+//! The last lines are about what can't be set while pages are merged. Two equal pages are offered for that;
+//! where the directory is about other memory, there must be two in it.
+//!
 //! On the kernel's own directory run it below `perf/ksm`, which puts the settings back whatever happens.
 //!
 //! usage: `ksm-facts [DIRECTORY]` (default: /sys/kernel/mm/ksm)
@@ -13,6 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// Written to every knob: numbers and what is nearly one, words, and what no shell would write.
 const VALUES: &[&[u8]] = &[
@@ -122,6 +126,16 @@ const HISTORIES: &[&[(&str, &str)]] = &[
     ],
 ];
 
+/// Settings while pages are merged: the value that is there, others, and what is none.
+const WHILE_MERGED: &[(&str, &[&str])] = &[
+    ("max_page_sharing", &["256\n", "9\n", "1\n", "0256", "nonsense\n", "256\n"]),
+    ("merge_across_nodes", &["1\n", "0\n", "2\n", "-1\n", "nonsense\n", "1\n"]),
+    ("use_zero_pages", &["1\n", "0\n"]),
+];
+
+/// What is not merged after so long is not going to be.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn main() -> ExitCode {
     let directory = std::env::args_os().nth(1).unwrap_or_else(|| "/sys/kernel/mm/ksm".into());
     match Facts::new(Path::new(&directory)).and_then(|facts| facts.print(&mut io::stdout().lock()))
@@ -188,6 +202,40 @@ impl Facts {
         for history in HISTORIES {
             self.history(history, out)?;
         }
+        self.while_merged(out)
+    }
+
+    /// Settings while pages are merged, and when they are not any more.
+    fn while_merged(&self, out: &mut impl Write) -> io::Result<()> {
+        let run = self.directory.join("run");
+        let sharing = self.directory.join("pages_sharing");
+        let found = read(&run);
+        let pair = Pair::new()?;
+        put(&run, "1\n");
+        let began = Instant::now();
+        while read(&sharing) == "0\n" && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        put(&run, "0\n");
+        let is_merged = read(&sharing) != "0\n";
+        writeln!(out, "then, while pages are merged, pages_sharing: above 0 {is_merged}")?;
+        let is_there = |name: &str| self.directory.join(name).exists();
+        for (name, texts) in WHILE_MERGED.iter().filter(|(name, _)| is_there(name)) {
+            for text in *texts {
+                let fact = written(&self.directory.join(name), text.as_bytes());
+                writeln!(out, "then, while pages are merged, {name}: {fact}")?;
+            }
+        }
+        put(&run, "2\n");
+        drop(pair);
+        for (name, texts) in WHILE_MERGED.iter().filter(|(name, _)| is_there(name)) {
+            let path = self.directory.join(name);
+            let default = value(&read(&path));
+            let fact = written(&path, texts[1].as_bytes());
+            writeln!(out, "then, unmerged, {name}: {fact}")?;
+            put(&path, &default);
+        }
+        put(&run, &found);
         Ok(())
     }
 
@@ -235,6 +283,38 @@ impl Facts {
             outcome(fs::hard_link(&old, &new)),
             outcome(fs::metadata(&new).map(drop)),
         )
+    }
+}
+
+/// Two pages of equal content that may be merged. What reads or writes them has no part in it.
+struct Pair(*mut libc::c_void);
+
+impl Pair {
+    const BYTES: usize = 2 * 4096;
+
+    fn new() -> io::Result<Self> {
+        let (read_write, private) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // By the C library, which is what merges in user space take calls from.
+        // SAFETY: a new mapping, wherever there is room.
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, read_write, private, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is this long and writable, and nobody else knows of it.
+        unsafe { std::ptr::write_bytes(start.cast::<u8>(), b'm', Self::BYTES) };
+        // That it is refused shows in what is merged then.
+        // SAFETY: the mapping is this long, and merging changes no content.
+        unsafe { libc::madvise(start, Self::BYTES, libc::MADV_MERGEABLE) };
+        Ok(Self(start))
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nothing refers to it.
+        unsafe { libc::munmap(self.0, Self::BYTES) };
     }
 }
 
