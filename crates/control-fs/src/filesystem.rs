@@ -127,15 +127,29 @@ impl Inner {
         let Kind::Knob(knob) = self.file(ino).kind else { return Err(libc::EACCES) };
         let value = text::parse(knob, text)?;
         if (knob, value) == (Knob::Run, 2) {
-            if !self.writes.begin_to_unmerge(number) {
-                return Err(libc::EINTR);
-            }
-            self.unmerged.fetch_add(1, Ordering::SeqCst);
+            return self.unmerge(number);
         }
-        self.source.set(knob, value).map_err(|error| match errno(&error) {
-            libc::ECANCELED if self.writes.is_interrupted(number) => libc::EINTR,
-            number => number,
-        })
+        self.source.set(knob, value).map_err(|error| errno(&error))
+    }
+
+    /// Whenever a signal ends it, `run` is 0 then.
+    fn unmerge(&self, number: u64) -> Result<(), i32> {
+        if !self.writes.begin_to_unmerge(number) {
+            self.source.set(Knob::Run, 0).map_err(|error| errno(&error))?;
+            return Err(libc::EINTR);
+        }
+        self.unmerged.fetch_add(1, Ordering::SeqCst);
+        let unmerged = self.source.set(Knob::Run, 2);
+        let is_interrupted = self.writes.end_to_unmerge(number);
+        match unmerged.map_err(|error| errno(&error)) {
+            // All was done when the signal came, which may have set `run` to 0 already.
+            Ok(()) if is_interrupted => {
+                self.source.interrupt();
+                Err(libc::EINTR)
+            }
+            Err(libc::ECANCELED) if is_interrupted => Err(libc::EINTR),
+            unmerged => unmerged,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Only an unmerging (`run` = 2) lasts long enough to be interrupted. An interrupt that comes first is
 //! seen by the write before it begins to unmerge; one that comes later ends the unmerging, again and
-//! again until the write is answered, for it may not have begun by then.
+//! again until that is over, for it may not have begun by then.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -53,9 +53,14 @@ impl Writes {
         write.is_unmerging
     }
 
-    /// Whether the writer got a signal.
-    pub(crate) fn is_interrupted(&self, number: u64) -> bool {
-        self.under_way.lock().get(&number).is_some_and(|write| write.is_interrupted)
+    /// The write has unmerged, or could not. True if its writer got a signal by now; of one that comes later
+    /// it does not hear.
+    pub(crate) fn end_to_unmerge(&self, number: u64) -> bool {
+        let mut under_way = self.under_way.lock();
+        let Some(write) = under_way.get_mut(&number) else { return false };
+        write.is_unmerging = false;
+        self.ended.notify_all();
+        write.is_interrupted
     }
 
     /// The writer got a signal.
@@ -76,7 +81,7 @@ impl Writes {
         self.end_unmerging(None);
     }
 
-    /// Until a write, or every write, is answered.
+    /// Until a write, or every write, has ended its unmerging.
     fn end_unmerging(&self, number: Option<u64>) {
         let mut under_way = self.under_way.lock();
         while under_way.iter().any(|(other, write)| {
