@@ -9,6 +9,9 @@
 //!
 //! usage: `ksm-facts [DIRECTORY]` (default: /sys/kernel/mm/ksm)
 
+mod pair;
+mod values;
+
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Read, Seek, SeekFrom, Write};
@@ -18,120 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Written to every knob: numbers and what is nearly one, words, and what no shell would write.
-const VALUES: &[&[u8]] = &[
-    b"",
-    b"\n",
-    b"0",
-    b"0\n",
-    b"1\n",
-    b"2\n",
-    b"3",
-    b"3\n",
-    b"70\n",
-    b"100\n",
-    b"256",
-    b"98304\n",
-    b"2147483647\n",
-    b"2147483648\n",
-    b"4294967295\n",
-    b"4294967296\n",
-    b"9223372036854775807\n",
-    b"18446744073709551615\n",
-    b"18446744073709551616\n",
-    b"100000000000000000000000000000000000000000\n",
-    b"+2\n",
-    b"++2\n",
-    b"-0\n",
-    b"-1\n",
-    b"-2147483649\n",
-    b"-9223372036854775809\n",
-    b"+\n",
-    b"-\n",
-    b" 2\n",
-    b"\t2\n",
-    b"2 \n",
-    b"2\n\n",
-    b"\n2",
-    b"2\r\n",
-    b"2x\n",
-    b"2,000\n",
-    b"x2\n",
-    b"0x10\n",
-    b"010\n",
-    b"0002\n",
-    b"1.5\n",
-    b"1e2\n",
-    b"2\0x",
-    b"\0",
-    b"1 2\n",
-    b"2\n3\n",
-    b"y\n",
-    b"Yes\n",
-    b"n\n",
-    b"no way\n",
-    b"t\n",
-    b"true\n",
-    b"F\n",
-    b"on\n",
-    b"oN\n",
-    b"off\n",
-    b"OFF and more\n",
-    b"o\n",
-    b"of course\n",
-    b"enable\n",
-    b"disable\n",
-    b"none\n",
-    b"none",
-    b"none\n\n",
-    b"none \n",
-    b"scan-time",
-    b"scan-time\n",
-    b"scan_time\n",
-    b"Scan-Time\n",
-    b"scan\n",
-    b"[none] scan-time\n",
-    b"\xff\xfe\n",
-];
-
-/// Settings one after the other, of several files.
-const HISTORIES: &[&[(&str, &str)]] = &[
-    &[
-        ("advisor_mode", "scan-time\n"),
-        ("pages_to_scan", "200\n"),
-        ("pages_to_scan", "nonsense\n"),
-        ("advisor_mode", "scan-time\n"),
-        ("advisor_min_pages_to_scan", "600\n"),
-        ("advisor_mode", "none\n"),
-        ("pages_to_scan", "200\n"),
-        ("advisor_mode", "none\n"),
-        ("advisor_mode", "scan-time\n"),
-        ("advisor_min_pages_to_scan", "500\n"),
-        ("advisor_mode", "none\n"),
-    ],
-    &[
-        ("advisor_max_pages_to_scan", "100\n"),
-        ("advisor_min_pages_to_scan", "200\n"),
-        ("advisor_max_cpu", "0\n"),
-        ("advisor_max_cpu", "101\n"),
-        ("advisor_target_scan_time", "0\n"),
-    ],
-    &[
-        ("run", "1\n"),
-        ("run", "0\n"),
-        ("run", "2\n"),
-        ("run", "1\n"),
-        ("run", "2\n"),
-        ("run", "0\n"),
-    ],
-];
-
-/// Settings while pages are merged: the value that is there, others, and what is none.
-const WHILE_MERGED: &[(&str, &[&str])] = &[
-    ("max_page_sharing", &["256\n", "9\n", "1\n", "0256", "nonsense\n", "256\n"]),
-    ("merge_across_nodes", &["1\n", "0\n", "2\n", "-1\n", "nonsense\n", "1\n"]),
-    ("use_zero_pages", &["1\n", "0\n"]),
-];
+use pair::Pair;
+use values::{HISTORIES, VALUES, WHILE_MERGED};
 
 /// What is not merged after so long is not going to be.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -283,38 +174,6 @@ impl Facts {
             outcome(fs::hard_link(&old, &new)),
             outcome(fs::metadata(&new).map(drop)),
         )
-    }
-}
-
-/// Two pages of equal content that may be merged. What reads or writes them has no part in it.
-struct Pair(*mut libc::c_void);
-
-impl Pair {
-    const BYTES: usize = 2 * 4096;
-
-    fn new() -> io::Result<Self> {
-        let (read_write, private) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // By the C library, which is what merges in user space take calls from.
-        // SAFETY: a new mapping, wherever there is room.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, read_write, private, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: it is this long and writable, and nobody else knows of it.
-        unsafe { std::ptr::write_bytes(start.cast::<u8>(), b'm', Self::BYTES) };
-        // That it is refused shows in what is merged then.
-        // SAFETY: the mapping is this long, and merging changes no content.
-        unsafe { libc::madvise(start, Self::BYTES, libc::MADV_MERGEABLE) };
-        Ok(Self(start))
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nothing refers to it.
-        unsafe { libc::munmap(self.0, Self::BYTES) };
     }
 }
 
