@@ -86,6 +86,26 @@ fn s5_4_loops_of_echo_and_cat_work() {
     assert_eq!(shell(&[], often), "8\n");
 }
 
+/// As the kernel counts scans for them, whoever waits for two of them would wait for ever.
+#[test]
+fn s5_5_full_scans_are_counted_for_programs_that_have_nothing_to_merge() {
+    if !can_be_ksm() {
+        return;
+    }
+    let program = "/usr/bin/python3 -c 'if True:
+        import ctypes, mmap, time
+        memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.write(bytes([7]) * (1 << 20))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), 1 << 20, 0) == 0
+        memory.madvise(mmap.MADV_MERGEABLE)
+        until = time.monotonic() + 30
+        while int(open(\"full_scans\").read()) < 2 and time.monotonic() < until:
+            time.sleep(0.01)'";
+    let script = format!("echo 1 > run; {program}; test `cat full_scans` -ge 2; echo counted");
+    assert_eq!(shell(&[], &script), "counted\n");
+}
+
 #[test]
 fn s5_4_the_advisor_is_switched_on_and_off_by_its_file() {
     if !can_be_ksm() {
