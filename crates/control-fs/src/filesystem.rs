@@ -61,17 +61,31 @@ impl Inner {
         let knob = self.tree.knob(ino).ok_or(libc::EACCES)?;
         let value = text::parse(knob, text)?;
         if (knob, value) == (Knob::Run, 2) {
-            if !self.writes.begin_to_unmerge(number) {
-                return Err(libc::EINTR);
-            }
-            self.tree.begin_to_unmerge();
-            // Nobody waits for this thread but the writer, and all others' answers come before it.
-            numerge_topology::take_ordinary_turns();
+            return self.unmerge(number);
         }
-        self.tree.source.set(knob, value).map_err(|error| match errno(&error) {
-            libc::ECANCELED if self.writes.is_interrupted(number) => libc::EINTR,
-            number => number,
-        })
+        self.tree.source.set(knob, value).map_err(|error| errno(&error))
+    }
+
+    /// Whenever a signal ends it, `run` is 0 then.
+    fn unmerge(&self, number: u64) -> Result<(), i32> {
+        if !self.writes.begin_to_unmerge(number) {
+            self.tree.source.set(Knob::Run, 0).map_err(|error| errno(&error))?;
+            return Err(libc::EINTR);
+        }
+        self.tree.begin_to_unmerge();
+        // Nobody waits for this thread but the writer, and all others' answers come before it.
+        numerge_topology::take_ordinary_turns();
+        let unmerged = self.tree.source.set(Knob::Run, 2);
+        let is_interrupted = self.writes.end_to_unmerge(number);
+        match unmerged.map_err(|error| errno(&error)) {
+            // All was done when the signal came, which may have set `run` to 0 already.
+            Ok(()) if is_interrupted => {
+                self.tree.source.interrupt();
+                Err(libc::EINTR)
+            }
+            Err(libc::ECANCELED) if is_interrupted => Err(libc::EINTR),
+            unmerged => unmerged,
+        }
     }
 }
 
@@ -217,14 +231,9 @@ impl Filesystem for ControlFilesystem {
     ) {
         let text = data[..data.len().min(PAGE)].to_vec();
         let number = request.unique().0;
-        let under_way = self.inner.writes.carry_out(number);
-        let answer = move |inner: &Inner| {
-            let done = inner.write(ino, number, &text);
-            drop(under_way);
-            match done {
-                Ok(()) => reply.written(u32::try_from(text.len()).unwrap_or(0)),
-                Err(number) => reply.error(error(number)),
-            }
+        let answer = move |inner: &Inner| match inner.write(ino, number, &text) {
+            Ok(()) => reply.written(u32::try_from(text.len()).unwrap_or(0)),
+            Err(number) => reply.error(error(number)),
         };
         aside(&self.inner, |inner| &inner.writers, answer);
     }

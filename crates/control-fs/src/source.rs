@@ -14,8 +14,8 @@ pub trait Source: Send + Sync + 'static {
     /// Why it was not done; the file gives [`errno`] of it.
     fn set(&self, knob: Knob, value: u64) -> Result<(), KnobError>;
 
-    /// Has a `run` = 2 that is under way return soon, with what is still merged left so, and `run` 0.
-    /// Without one, does nothing.
+    /// Has a `run` = 2 that is under way return soon, with what is still merged left so. `run` is 0 then, also
+    /// where all was unmerged already; where it is not 2, does nothing.
     fn interrupt(&self);
 
     /// The counters now.

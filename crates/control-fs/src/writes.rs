@@ -2,7 +2,7 @@
 //!
 //! Only an unmerging (`run` = 2) lasts long enough to be interrupted. An interrupt that comes first is
 //! seen by the write before it begins to unmerge; one that comes later ends the unmerging, again and
-//! again until the write is over, for it may not have begun by then.
+//! again until that is over, for it may not have begun by then.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +14,6 @@ use crate::source::Source;
 
 /// Between two tries to end an unmerging.
 const AGAIN: Duration = Duration::from_millis(5);
-
-/// A write that is carried out. It is over when this is dropped, whether the kernel takes the answer or not.
-pub(crate) struct UnderWay {
-    writes: Arc<Writes>,
-    number: u64,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.writes.end(self.number);
-    }
-}
 
 #[derive(Default)]
 struct Write {
@@ -50,12 +38,7 @@ impl Writes {
         self.under_way.lock().insert(number, Write::default());
     }
 
-    /// Somebody carries a write out.
-    pub(crate) fn carry_out(self: &Arc<Self>, number: u64) -> UnderWay {
-        UnderWay { writes: Arc::clone(self), number }
-    }
-
-    /// A request is over, or about to be answered; most are no writes.
+    /// A request is about to be answered; most are no writes.
     pub(crate) fn end(&self, number: u64) {
         if self.under_way.lock().remove(&number).is_some() {
             self.ended.notify_all();
@@ -70,9 +53,14 @@ impl Writes {
         write.is_unmerging
     }
 
-    /// Whether the writer got a signal.
-    pub(crate) fn is_interrupted(&self, number: u64) -> bool {
-        self.under_way.lock().get(&number).is_some_and(|write| write.is_interrupted)
+    /// The write has unmerged, or could not. True if its writer got a signal by now; of one that comes later
+    /// it does not hear.
+    pub(crate) fn end_to_unmerge(&self, number: u64) -> bool {
+        let mut under_way = self.under_way.lock();
+        let Some(write) = under_way.get_mut(&number) else { return false };
+        write.is_unmerging = false;
+        self.ended.notify_all();
+        write.is_interrupted
     }
 
     /// The writer got a signal.
@@ -93,7 +81,7 @@ impl Writes {
         self.end_unmerging(None);
     }
 
-    /// Until a write, or every write, is over.
+    /// Until a write, or every write, has ended its unmerging.
     fn end_unmerging(&self, number: Option<u64>) {
         let mut under_way = self.under_way.lock();
         while under_way.iter().any(|(other, write)| {

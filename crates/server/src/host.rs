@@ -111,7 +111,7 @@ impl Host {
         let registry = self.domains.lock();
         if knob == Knob::PagesToScan && registry.is_advised() {
             let advised = registry.domains.values().map(|domain| domain.engine().knob(knob));
-            return advised.max().unwrap_or_else(|| registry.value(Knob::AdvisorMinPagesToScan));
+            return advised.max().unwrap_or_else(|| registry.value(knob));
         }
         registry.value(knob)
     }

@@ -10,6 +10,9 @@
 //!   what lies in a program's file may never be merged, and be found written to in every round),
 //! - the clients answered.
 //!
+//! Where clients have nothing that can be merged, as memory that may not be accessed, that is over soon, and
+//! counts: whoever waits for it with the kernel does not wait for ever.
+//!
 //! Who sees the count rise by two has seen such a scan begin and end. All waiting has an end: a client
 //! that is stopped, or pages that never stop changing, do not keep a scan from being over.
 
@@ -94,14 +97,17 @@ impl Host {
         self.is_set(Knob::Run, 1) && !self.waits_to_stop(Duration::ZERO)
     }
 
-    /// False if it was not one: there was nothing to scan, or it was stopped.
+    /// False if it was not one: there was nobody to scan for, or it was stopped.
     fn full_scan(&self) -> bool {
         self.hear_all();
         let domains = self.all_domains();
         let began = Instant::now();
         let scanned: Vec<_> = domains.iter().filter(|domain| self.scan(domain, began)).collect();
         scanned.iter().for_each(|domain| domain.engine().full_scan_is_over());
-        !scanned.is_empty() && self.is_scanning()
+        if scanned.is_empty() && (self.all_clients().is_empty() || self.waits_to_stop(IDLE)) {
+            return false;
+        }
+        self.is_scanning()
     }
 
     /// Waits until all that the clients have said by now is carried out.

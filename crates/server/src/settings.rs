@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use numerge_engine::machine::MemoryError;
-use numerge_engine::{Knob, KnobError, UnmergeError};
+use numerge_engine::{ADVISOR_SCAN_TIME, Knob, KnobError, UnmergeError};
 
 use crate::domain::Domain;
 use crate::host::Host;
@@ -74,7 +74,13 @@ impl Host {
         let before = registry.value(knob);
         registry.settings.insert(knob, value);
         if knob == Knob::AdvisorMode && before != value {
-            registry.settings.remove(&Knob::PagesToScan);
+            // An advisor begins with its least as it is now, as each domain's does.
+            if value == ADVISOR_SCAN_TIME {
+                let least = registry.value(Knob::AdvisorMinPagesToScan).min(u32::MAX.into());
+                registry.settings.insert(Knob::PagesToScan, least);
+            } else {
+                registry.settings.remove(&Knob::PagesToScan);
+            }
         }
         if knob == Knob::Run {
             registry.runs += 1;

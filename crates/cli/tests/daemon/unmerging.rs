@@ -3,6 +3,8 @@
 //! `NUMERGE_UNMERGE_MIB` says how much is merged; `tools/unmerge` runs this with 8 GiB.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::thread::JoinHandleExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -59,6 +61,27 @@ impl Drop for Mounted<'_> {
 fn unmerge(files: &Path) -> JoinHandle<std::io::Result<()>> {
     let run = files.join("run");
     std::thread::spawn(move || fs::write(run, "2\n"))
+}
+
+/// Unmerges by a thread that is sent a signal when it is time; what its write came to. No other test of this
+/// program sends the signal.
+fn unmerge_with_signal(files: &Path, is_time: impl Fn() -> bool) -> std::io::Error {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: all zeros is a value of it, with no flags and no signals blocked.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as *const () as usize;
+    // SAFETY: the handler does nothing, which it may at any time.
+    let set = unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+    let run = files.join("run");
+    // Once: `fs::write` does so again after a signal.
+    let writer = std::thread::spawn(move || {
+        fs::File::options().write(true).open(run).and_then(|mut run| run.write(b"2\n"))
+    });
+    until("it is time for the signal", || is_time() || writer.is_finished());
+    // SAFETY: a thread that is not joined yet; it may have ended, and gets no signal then.
+    unsafe { libc::pthread_kill(writer.as_pthread_t(), libc::SIGUSR1) };
+    writer.join().unwrap().unwrap_err()
 }
 
 /// A thread that gives back what it is given: how long that takes is what this machine, as busy as it is, takes
@@ -194,8 +217,18 @@ fn s5_2_all_files_answer_while_run_2_unmerges_and_it_can_be_ended() {
     assert_eq!(counter(&place, "run"), 0);
     adds_up(&daemon);
     programs.iter_mut().for_each(|program| program.is_whole());
+
+    // Half of it again, and the writer gets a signal that does nothing else.
     fs::write(place.join("run"), "1\n").unwrap();
     until("all is merged once more", is_merged);
+    let error = unmerge_with_signal(&place, || counter(&place, "pages_sharing") < pages / 2);
+    assert_eq!(error.raw_os_error(), Some(libc::EINTR), "{error}");
+    assert_eq!(counter(&place, "run"), 0);
+    assert!(counter(&place, "pages_sharing") > 0, "nothing is merged any more");
+    adds_up(&daemon);
+    programs.iter_mut().for_each(|program| program.is_whole());
+    fs::write(place.join("run"), "1\n").unwrap();
+    until("all is merged in the end", is_merged);
     programs.iter_mut().for_each(|program| program.is_whole());
     daemon.end();
 }

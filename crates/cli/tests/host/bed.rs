@@ -25,7 +25,8 @@ pub(crate) fn build() {
     BUILT.get_or_init(|| {
         let preload = ["-p", "numerge-agent-preload"];
         let benches = ["-p", "numerge-benches", "--bin", "saveable"];
-        for what in [&preload[..], &["-p", "numerge", "--examples"], &benches] {
+        let facts = ["-p", "numerge-control-fs", "--bin", "ksm-facts"];
+        for what in [&preload[..], &["-p", "numerge", "--examples"], &benches, &facts] {
             let mut cargo = Command::new(env!("CARGO"));
             let profile = if built().ends_with("release") { "release" } else { "test" };
             cargo.args(["build", "--quiet", "--profile", profile]).args(what);

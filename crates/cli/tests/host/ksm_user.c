@@ -24,6 +24,9 @@
 #define LARGEST (128UL << 20)
 /* What has not come about after so many seconds is not going to. */
 #define PATIENCE 120
+/* Of an entry of pagemap. */
+#define PRESENT (1ULL << 63)
+#define NUMBER ((1ULL << 55) - 1)
 
 static unsigned long scans_to_wait, most_bytes;
 /* Where the children tell what physical pages they have: for each child a list. */
@@ -116,6 +119,15 @@ static void check(char *memory, int byte, int last, int nth)
 	if (pread(pagemap, mine, wanted, (uintptr_t)memory / PAGE * sizeof *mine) != wanted)
 		die("pagemap");
 	close(pagemap);
+	for (size_t page = 0; page < bytes / PAGE; page++) {
+		/* Masked, as it is for who may not know, every page would be the same. */
+		if (!(mine[page] & PRESENT) || !(mine[page] & NUMBER)) {
+			fprintf(stderr, "ksm_user: child %d: page %zu: pagemap gives %#llx\n", nth, page,
+				(unsigned long long)mine[page]);
+			exit(1);
+		}
+		mine[page] &= NUMBER;
+	}
 }
 
 static void be_child(int nth, int orders, int answers)
@@ -214,6 +226,15 @@ static int compare(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+static size_t all_pages(void)
+{
+	size_t living = 0;
+
+	for (int nth = 0; nth < CHILDREN; nth++)
+		living += children[nth].pid != 0;
+	return living * (bytes / PAGE);
+}
+
 /* How many physical pages the children have between them. */
 static size_t physical_pages(void)
 {
@@ -222,15 +243,24 @@ static size_t physical_pages(void)
 
 	for (int nth = 0; nth < CHILDREN; nth++)
 		for (size_t page = 0; children[nth].pid && page < bytes / PAGE; page++)
-			/* The number; above it are flags. */
-			all[count++] = frames[nth * (LARGEST / PAGE) + page] & ((1ULL << 55) - 1);
+			all[count++] = frames[nth * (LARGEST / PAGE) + page];
 	qsort(all, count, sizeof *all, compare);
 	for (size_t at = 0; at < count; at++)
 		different += at == 0 || all[at] != all[at - 1];
 	return different;
 }
 
-static void print_counters(const char *step)
+static void must_be(const char *step, size_t physical, size_t wanted)
+{
+	if (physical == wanted)
+		return;
+	fprintf(stderr, "ksm_user: %s: %zu pages have %zu physical pages, not %zu\n", step, all_pages(),
+		physical, wanted);
+	exit(1);
+}
+
+/* Gives the number of physical pages. */
+static size_t print_counters(const char *step)
 {
 	static const char *const names[] = { "pages_shared", "pages_sharing", "pages_unshared",
 		"pages_volatile", "ksm_zero_pages", "stable_node_chains", "stable_node_dups" };
@@ -239,25 +269,32 @@ static void print_counters(const char *step)
 	for (size_t at = 0; at < sizeof names / sizeof *names; at++)
 		printf(" %s %ld", names[at], get(names[at]));
 	each(CHECK, 0);
-	printf(" physical %zu\n", physical_pages());
+	size_t physical = physical_pages();
+	printf(" physical %zu\n", physical);
+	/* Each page has one of its own but for those that the counters say are saved. */
+	size_t zeros = get("ksm_zero_pages");
+	must_be(step, physical + get("pages_sharing") + (zeros ? zeros - 1 : 0), all_pages());
+	return physical;
 }
 
 /*
  * After it has settled. Scanning is stopped meanwhile, for a page that ksmd has in hand at the moment is
  * in no counter.
  */
-static void show(const char *step)
+static size_t show(const char *step)
 {
 	wait_for_scans();
 	put("run", 0);
-	print_counters(step);
+	size_t physical = print_counters(step);
 	put("run", 1);
+	return physical;
 }
 
+/* Then each page has a physical one of its own. */
 static void stop(const char *step)
 {
 	put("run", 2);
-	print_counters(step);
+	must_be(step, print_counters(step), all_pages());
 	put("run", 0);
 }
 
@@ -283,7 +320,7 @@ static void contents(void)
 	tell(1, FILL, 'b');
 	show("three contents");
 	each(FILL, 'd');
-	show("one content");
+	must_be("one content", show("one content"), 1);
 	tell(1, FILL_ONE, 'e');
 	show("one page of its own");
 	put("run", 0);
@@ -304,15 +341,19 @@ static void contents(void)
 	each(LEAVE, 0);
 }
 
+/* Each limit is met by what the children have, if they may have so much; the last by 3 of 128 MiB. */
 static void limits(void)
 {
 	static const unsigned long limit[] = { 2, 3, 100, 256, 511, 512, 513, 1535, 1536, 98304 };
 
 	for (size_t at = 0; at < sizeof limit / sizeof *limit; at++) {
+		size_t wanted = limit[at] * PAGE / CHILDREN, least = 4UL << 20;
 		char step[64];
 
 		set_up(limit[at], 0, 98304, 0);
-		start(2UL << 20);
+		if (wanted < least)
+			wanted = least;
+		start(wanted < most_bytes ? wanted : most_bytes);
 		each(FILL, 'l');
 		each(MERGE, 0);
 		put("run", 1);
@@ -332,7 +373,7 @@ static void zeros(void)
 {
 	for (unsigned long zero = 0; zero < 2; zero++) {
 		set_up(98304, zero, 98304, 0);
-		start(8UL << 20);
+		start(most_bytes);
 		each(FILL, 0);
 		each(MERGE, 0);
 		put("run", 1);
@@ -348,7 +389,8 @@ static void zeros(void)
 static void at_default_speed(void)
 {
 	set_up(256, 0, 100, 20);
-	start(1UL << 20);
+	/* 5000 pages a second. */
+	start(most_bytes / 4);
 	each(FILL, 's');
 	each(MERGE, 0);
 	put("run", 1);
@@ -361,7 +403,7 @@ static void at_default_speed(void)
 static void all_gone(void)
 {
 	set_up(256, 0, 98304, 0);
-	start(8UL << 20);
+	start(most_bytes);
 	each(FILL, 'g');
 	each(MERGE, 0);
 	put("run", 1);

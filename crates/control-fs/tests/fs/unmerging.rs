@@ -1,15 +1,18 @@
 //! `run` = 2 by its file: it takes long, holds up nothing, and can be ended.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use numerge_engine::machine::Vpn;
-use numerge_engine::{Counters, Knob, Nid};
+use numerge_control_fs::Source;
+use numerge_engine::machine::{MemoryError, Vpn};
+use numerge_engine::{Counters, Knob, KnobError, Nid, NodeReport, UnmergeError};
 
-use crate::bed::{Bed, until};
+use crate::bed::{Bed, mount, until};
 
 /// Enough that unmerging them takes longer than a few other operations.
 const PAGES: u64 = 400_000;
@@ -144,6 +147,150 @@ fn files_taken_away_by_force_while_run_2_unmerges_have_an_end() {
     });
     let end = std::thread::spawn(move || bed.unmount());
     until("they are gone", || end.is_finished());
+}
+
+/// Has a signal do nothing, but that calls end with EINTR or, by SA_RESTART, are made again. No other test of
+/// this program sends it.
+fn catch(signal: i32, flags: i32) {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: all zeros is a value of it, with no flags and no signals blocked.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as *const () as usize;
+    action.sa_flags = flags;
+    // SAFETY: the handler does nothing, which it may at any time.
+    let set = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+}
+
+/// A thread while it writes, to be sent signals.
+#[derive(Default)]
+struct Writer(std::sync::Mutex<Option<libc::pthread_t>>);
+
+impl Writer {
+    /// Writes once: who writes by `fs::write` does so again after a signal.
+    fn write(&self, path: &Path, text: &str) -> io::Result<usize> {
+        let mut file = File::options().write(true).open(path)?;
+        // SAFETY: asks who it is.
+        *self.0.lock().unwrap() = Some(unsafe { libc::pthread_self() });
+        let written = file.write(text.as_bytes());
+        *self.0.lock().unwrap() = None;
+        written
+    }
+
+    fn signal(&self, signal: i32) {
+        if let Some(thread) = *self.0.lock().unwrap() {
+            // SAFETY: the thread has not ended, for it takes itself out before, and the signal is caught.
+            unsafe { libc::pthread_kill(thread, signal) };
+        }
+    }
+}
+
+/// With the kernel's file, one that is to restart calls goes on unmerging. A file system can't ask for that: what
+/// FUSE passes on to programs is EINTR.
+#[test]
+fn s5_2_a_writer_that_catches_the_signal_gets_eintr() {
+    let Some(bed) = merged() else { return };
+    for (signal, flags) in [(libc::SIGUSR1, 0), (libc::SIGUSR2, libc::SA_RESTART)] {
+        catch(signal, flags);
+        merge(&bed);
+        let writer = Writer::default();
+        let begin = || writer.write(&bed.path("run"), "2\n");
+        let error = interrupted(&bed, begin, || writer.signal(signal)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINTR), "flags {flags}: {error}");
+        bed.write("run", "2").unwrap();
+        assert_eq!(bed.number("pages_shared"), 0);
+    }
+    assert!((0..PAGES).all(|page| bed.machine.read(Vpn(page)) == 5));
+}
+
+/// Sets what a thread waits for to end, also where a test fails.
+struct EndsWith<'a>(&'a AtomicBool);
+
+impl Drop for EndsWith<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// However early the signal comes.
+#[test]
+fn s5_2_run_is_0_after_each_write_that_a_signal_ended() {
+    let Some(bed) = Bed::new(10) else { return };
+    catch(libc::SIGURG, 0);
+    let (writer, done) = (Writer::default(), AtomicBool::new(false));
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                writer.signal(libc::SIGURG);
+                std::thread::yield_now();
+            }
+        });
+        let _storm = EndsWith(&done);
+        let mut ended = 0;
+        for _ in 0..500 {
+            bed.write("run", "1").unwrap();
+            match writer.write(&bed.path("run"), "2") {
+                Ok(_) => assert_eq!(bed.read("run"), "2\n"),
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::EINTR), "{error}");
+                    assert_eq!(bed.read("run"), "0\n");
+                    ended += 1;
+                }
+            }
+        }
+        ended
+    });
+    assert!(ended > 0, "no signal came in time");
+}
+
+#[test]
+fn s5_2_where_memory_runs_out_the_writer_is_told_and_what_is_merged_stays() {
+    let Some(bed) = merged() else { return };
+    bed.machine.limit(0, PAGES / 2);
+    let error = bed.write("run", "2\n").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOMEM), "{error}");
+    assert_eq!(bed.read("run"), "0\n");
+    let left = bed.number("pages_shared") + bed.number("pages_sharing");
+    assert!((PAGES / 2..PAGES).contains(&left), "{left}");
+    assert!((0..PAGES).all(|page| bed.machine.read(Vpn(page)) == 5));
+    bed.machine.limit(u64::MAX, u64::MAX);
+    bed.write("run", "2\n").unwrap();
+    assert_eq!((bed.read("run"), bed.number("pages_sharing")), ("2\n".into(), 0));
+}
+
+/// Whose programs do not answer.
+struct Silent;
+
+impl Source for Silent {
+    fn knob(&self, knob: Knob) -> u64 {
+        knob.default_value()
+    }
+
+    fn set(&self, _: Knob, _: u64) -> Result<(), KnobError> {
+        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
+    }
+
+    fn interrupt(&self) {}
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    fn nids(&self) -> Vec<Nid> {
+        Vec::new()
+    }
+
+    fn nodes(&self) -> Vec<NodeReport> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn s5_2_where_programs_do_not_answer_the_writer_is_to_try_again() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(files) = mount(&place.path().join("ksm"), Arc::new(Silent)) else { return };
+    let error = fs::write(files.path().join("run"), "2\n").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}");
 }
 
 #[test]

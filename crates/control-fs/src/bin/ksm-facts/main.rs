@@ -2,9 +2,15 @@
 //! many values written comes to. The lines of two directories that do the same are equal, but for
 //! counters that go on.
 //!
+//! The last lines are about what can't be set while pages are merged. Two equal pages are offered for that;
+//! where the directory is about other memory, there must be two in it.
+//!
 //! On the kernel's own directory run it below `perf/ksm`, which puts the settings back whatever happens.
 //!
 //! usage: `ksm-facts [DIRECTORY]` (default: /sys/kernel/mm/ksm)
+
+mod pair;
+mod values;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -13,114 +19,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-/// Written to every knob: numbers and what is nearly one, words, and what no shell would write.
-const VALUES: &[&[u8]] = &[
-    b"",
-    b"\n",
-    b"0",
-    b"0\n",
-    b"1\n",
-    b"2\n",
-    b"3",
-    b"3\n",
-    b"70\n",
-    b"100\n",
-    b"256",
-    b"98304\n",
-    b"2147483647\n",
-    b"2147483648\n",
-    b"4294967295\n",
-    b"4294967296\n",
-    b"9223372036854775807\n",
-    b"18446744073709551615\n",
-    b"18446744073709551616\n",
-    b"100000000000000000000000000000000000000000\n",
-    b"+2\n",
-    b"++2\n",
-    b"-0\n",
-    b"-1\n",
-    b"-2147483649\n",
-    b"-9223372036854775809\n",
-    b"+\n",
-    b"-\n",
-    b" 2\n",
-    b"\t2\n",
-    b"2 \n",
-    b"2\n\n",
-    b"\n2",
-    b"2\r\n",
-    b"2x\n",
-    b"2,000\n",
-    b"x2\n",
-    b"0x10\n",
-    b"010\n",
-    b"0002\n",
-    b"1.5\n",
-    b"1e2\n",
-    b"2\0x",
-    b"\0",
-    b"1 2\n",
-    b"2\n3\n",
-    b"y\n",
-    b"Yes\n",
-    b"n\n",
-    b"no way\n",
-    b"t\n",
-    b"true\n",
-    b"F\n",
-    b"on\n",
-    b"oN\n",
-    b"off\n",
-    b"OFF and more\n",
-    b"o\n",
-    b"of course\n",
-    b"enable\n",
-    b"disable\n",
-    b"none\n",
-    b"none",
-    b"none\n\n",
-    b"none \n",
-    b"scan-time",
-    b"scan-time\n",
-    b"scan_time\n",
-    b"Scan-Time\n",
-    b"scan\n",
-    b"[none] scan-time\n",
-    b"\xff\xfe\n",
-];
+use pair::Pair;
+use values::{HISTORIES, VALUES, WHILE_MERGED};
 
-/// Settings one after the other, of several files.
-const HISTORIES: &[&[(&str, &str)]] = &[
-    &[
-        ("advisor_mode", "scan-time\n"),
-        ("pages_to_scan", "200\n"),
-        ("pages_to_scan", "nonsense\n"),
-        ("advisor_mode", "scan-time\n"),
-        ("advisor_min_pages_to_scan", "600\n"),
-        ("advisor_mode", "none\n"),
-        ("pages_to_scan", "200\n"),
-        ("advisor_mode", "none\n"),
-        ("advisor_mode", "scan-time\n"),
-        ("advisor_min_pages_to_scan", "500\n"),
-        ("advisor_mode", "none\n"),
-    ],
-    &[
-        ("advisor_max_pages_to_scan", "100\n"),
-        ("advisor_min_pages_to_scan", "200\n"),
-        ("advisor_max_cpu", "0\n"),
-        ("advisor_max_cpu", "101\n"),
-        ("advisor_target_scan_time", "0\n"),
-    ],
-    &[
-        ("run", "1\n"),
-        ("run", "0\n"),
-        ("run", "2\n"),
-        ("run", "1\n"),
-        ("run", "2\n"),
-        ("run", "0\n"),
-    ],
-];
+/// What is not merged after so long is not going to be.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let directory = std::env::args_os().nth(1).unwrap_or_else(|| "/sys/kernel/mm/ksm".into());
@@ -194,6 +99,40 @@ impl Facts {
         for history in HISTORIES {
             self.history(history, out)?;
         }
+        self.while_merged(out)
+    }
+
+    /// Settings while pages are merged, and when they are not any more.
+    fn while_merged(&self, out: &mut impl Write) -> io::Result<()> {
+        let run = self.directory.join("run");
+        let sharing = self.directory.join("pages_sharing");
+        let found = read(&run);
+        let pair = Pair::new()?;
+        put(&run, "1\n");
+        let began = Instant::now();
+        while read(&sharing) == "0\n" && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        put(&run, "0\n");
+        let is_merged = read(&sharing) != "0\n";
+        writeln!(out, "then, while pages are merged, pages_sharing: above 0 {is_merged}")?;
+        let is_there = |name: &str| self.directory.join(name).exists();
+        for (name, texts) in WHILE_MERGED.iter().filter(|(name, _)| is_there(name)) {
+            for text in *texts {
+                let fact = written(&self.directory.join(name), text.as_bytes());
+                writeln!(out, "then, while pages are merged, {name}: {fact}")?;
+            }
+        }
+        put(&run, "2\n");
+        drop(pair);
+        for (name, texts) in WHILE_MERGED.iter().filter(|(name, _)| is_there(name)) {
+            let path = self.directory.join(name);
+            let default = value(&read(&path));
+            let fact = written(&path, texts[1].as_bytes());
+            writeln!(out, "then, unmerged, {name}: {fact}")?;
+            put(&path, &default);
+        }
+        put(&run, &found);
         Ok(())
     }
 
