@@ -98,18 +98,30 @@ impl Host {
     pub(crate) fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let socket = scratch.path().join("socket");
+        let (daemon, client) = Self::start(&socket);
+        Self { socket, client, daemon, _scratch: scratch }
+    }
+
+    fn start(socket: &Path) -> (Running, Client) {
         let mut daemon = numerge(&["daemon"]);
-        daemon.args(AT_FULL_SPEED).arg("--socket").arg(&socket);
+        daemon.args(AT_FULL_SPEED).arg("--socket").arg(socket);
         let daemon = Running(daemon.spawn().unwrap());
         let end = Instant::now() + Duration::from_secs(20);
         let client = loop {
-            match Client::connect(&path_beside(&socket)) {
+            match Client::connect(&path_beside(socket)) {
                 Ok(client) => break client,
                 Err(error) => assert!(Instant::now() < end, "{error}"),
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        Self { socket, client, daemon, _scratch: scratch }
+        (daemon, client)
+    }
+
+    /// Kills the daemon, and starts another in its place.
+    pub(crate) fn kill_and_start(&mut self) {
+        self.daemon.0.kill().unwrap();
+        self.daemon.0.wait().unwrap();
+        (self.daemon, self.client) = Self::start(&self.socket);
     }
 
     /// `numerge run` under this daemon, of this scope; what is run is to be added.
