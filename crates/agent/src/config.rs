@@ -13,6 +13,9 @@ pub const SCOPE: &str = "NUMERGE_SCOPE";
 /// The security domain to ask for.
 pub const DOMAIN: &str = "NUMERGE_DOMAIN";
 
+/// Whether PR_SET_MEMORY_MERGE was set by who executed this program: `0` or `1`.
+pub const MEMORY_MERGE: &str = "NUMERGE_MEMORY_MERGE";
+
 /// Longest path of a Unix socket.
 const SOCKET_BYTES: usize = 107;
 

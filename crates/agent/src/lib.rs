@@ -8,6 +8,7 @@
 //! | `calls` | sees to it that each call means what it meant without us |
 //! | `known`, `page_set` | what calls ask without the lock: which pages the agent has to do with |
 //! | `agent` | the one agent of the process; the lock; what a fork makes of it |
+//! | `unasked` | what is wanted without being asked for: scope `mapped`, PR_SET_MEMORY_MERGE |
 //! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
 //! | `client` | what merges; a thread that gives memory back for the program's threads |
 //! | `service`, `session` | the thread that talks to the engine |
@@ -51,6 +52,7 @@ mod space;
 mod sys;
 mod threads;
 mod told;
+mod unasked;
 
 pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
