@@ -28,9 +28,9 @@
 //! - Of processes made without CLONE_VM, those are seen that are made by fork(3), `_Fork(3)` or clone(2), or
 //!   by `syscall(3)` without a stack of their own. Memory of others is right as long as they do not drop (MADV_DONTNEED) what was merged before, and were not
 //!   made in the midst of a merge; they are not merged.
-//! - Static programs, and calls made by raw system calls, are not seen. A program that makes *some* of
-//!   its mappings by library calls, and changes *those* by raw system calls, must not be run with scope
-//!   `mapped`.
+//! - Static programs are not seen, nor are system calls that a program makes by instructions of its own, or by
+//!   `syscall(3)` but for those that make processes. Memory that was mapped so is not merged. Memory that was
+//!   mapped by library calls, and is changed so, is at risk: see ARCHITECTURE.md.
 //! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
 //!   from being merged.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning

@@ -57,15 +57,23 @@ pub(crate) fn can_merge() -> bool {
 
 /// A C program of this directory, built the first time.
 pub(crate) fn c_program(name: &str) -> PathBuf {
+    c_program_with(name, name, &[])
+}
+
+/// The same by other options of the compiler, as `made`.
+pub(crate) fn c_program_with(name: &str, made: &str, options: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host").join(name);
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("");
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(made).with_extension("");
     let scratch = program.with_extension(std::process::id().to_string());
     // Two tests may want the same.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock();
     let mut cc = Command::new("cc");
-    cc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&scratch).arg(source);
-    assert!(cc.status().unwrap().success(), "{name} does not build");
+    cc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread"]).args(options);
+    assert!(
+        cc.arg("-o").arg(&scratch).arg(source).status().unwrap().success(),
+        "{name} does not build"
+    );
     std::fs::rename(&scratch, &program).unwrap();
     program
 }

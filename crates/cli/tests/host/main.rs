@@ -5,6 +5,7 @@
 mod arrays;
 mod asking;
 mod bed;
+mod bypass;
 mod cases;
 mod control_dir;
 mod decay;
