@@ -28,9 +28,9 @@
 //! - Of processes made without CLONE_VM, those are seen that are made by fork(3), `_Fork(3)` or clone(2), or
 //!   by `syscall(3)` without a stack of their own. Memory of others is right as long as they do not drop (MADV_DONTNEED) what was merged before, and were not
 //!   made in the midst of a merge; they are not merged.
-//! - Static programs are not seen, nor are system calls that a program makes by instructions of its own, or by
-//!   `syscall(3)` but for those that make processes. Memory that was mapped so is not merged. Memory that was
-//!   mapped by library calls, and is changed so, is at risk: see ARCHITECTURE.md.
+//! - Static programs are not seen, nor are system calls that a program makes by instructions of its own. Memory
+//!   that was mapped so is not merged. Memory that was mapped by library calls, and is changed so, is at risk: see
+//!   ARCHITECTURE.md.
 //! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
 //!   from being merged.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
@@ -57,7 +57,7 @@ mod unasked;
 pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
-pub use numerge_linux::place_for;
+pub use numerge_linux::{place_for, system_call};
 pub use sys::{Answer, errno, set_errno};
 pub use threads::keep_until_last;
 

@@ -1,8 +1,9 @@
 /* A program that forks, and gives its mergeable memory up and maps it again at the same place, all the while
  * checking what is there; by the C library or past it.
  *
- * usage: bypass library|raw|marked SECONDS
- *   library   all calls by the C library
+ * usage: bypass library|syscall|raw|marked SECONDS
+ *   library   all calls by the C library's functions
+ *   syscall   by its syscall(3)
  *   raw       all calls on this memory, and forks, by instructions of its own (x86_64)
  *   marked    the same, but that the C library's madvise marks the memory
  * Ends with 7. */
@@ -14,12 +15,16 @@
 
 enum { PAGES = 256, PIECE = 64, CONTENTS = 20, GOOD = 7 };
 
-static int is_raw, marks_raw;
+static int is_library, is_raw, marks_raw;
 static char *memory;
 static unsigned content[PAGES];
 
 /* The result, or a negative error. */
 static long raw(long number, long a, long b, long c, long d, long e, long f) {
+    if (!is_raw) {
+        long result = syscall(number, a, b, c, d, e, f);
+        return result == -1 ? -errno : result;
+    }
 #ifdef __x86_64__
     long result;
     register long fourth __asm__("r10") = d, fifth __asm__("r8") = e, sixth __asm__("r9") = f;
@@ -36,7 +41,7 @@ static long raw(long number, long a, long b, long c, long d, long e, long f) {
 static char *map_there(char *place, size_t pages) {
     enum { READ_WRITE = PROT_READ | PROT_WRITE };
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | (place ? MAP_FIXED_NOREPLACE : 0);
-    if (!is_raw) {
+    if (is_library) {
         char *at = mmap(place, pages * PAGE, READ_WRITE, flags, -1, 0);
         if (at == MAP_FAILED) FAIL("mmap");
         return at;
@@ -47,8 +52,8 @@ static char *map_there(char *place, size_t pages) {
 }
 
 static void unmap(char *place, size_t pages) {
-    long failed = is_raw ? raw(SYS_munmap, (long)place, (long)pages * PAGE, 0, 0, 0, 0)
-                         : munmap(place, pages * PAGE);
+    long failed = is_library ? munmap(place, pages * PAGE)
+                             : raw(SYS_munmap, (long)place, (long)pages * PAGE, 0, 0, 0, 0);
     if (failed) FAIL("munmap: %ld", failed);
 }
 
@@ -69,7 +74,7 @@ static void check(const char *who) {
 }
 
 static void fork_and_check(void) {
-    pid_t child = is_raw ? (pid_t)raw(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0) : fork();
+    pid_t child = is_library ? fork() : (pid_t)raw(SYS_clone, SIGCHLD, 0, 0, 0, 0, 0);
     if (child < 0) FAIL("fork");
     if (child == 0) {
         check("child");
@@ -81,8 +86,9 @@ static void fork_and_check(void) {
 
 int main(int argc, char **argv) {
     if (argc != 3) return 2;
-    is_raw = strcmp(argv[1], "library") != 0;
-    marks_raw = strcmp(argv[1], "raw") == 0;
+    is_library = strcmp(argv[1], "library") == 0;
+    is_raw = !is_library && strcmp(argv[1], "syscall");
+    marks_raw = !is_library && strcmp(argv[1], "marked");
     memory = map_there(NULL, PAGES);
     mark(memory, PAGES);
     fill_pages(0, PAGES, 0);

@@ -31,6 +31,15 @@ fn s1_1_a_program_that_is_linked_statically_runs_unmerged() {
     assert_eq!(saved(&program, "library"), 0);
 }
 
+/// The C library's syscall(3) does what its functions of the calls' names do.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn s1_1_memory_that_is_mapped_and_changed_by_syscall_is_merged_and_right() {
+    if can_merge() {
+        assert!(saved(&c_program("bypass.c"), "syscall") > 1 << 18);
+    }
+}
+
 /// Whoever maps memory past the C library may unmap it unseen: it is not merged, whoever marks it.
 #[cfg(target_arch = "x86_64")]
 #[test]
