@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use numerge_engine::machine::Vpn;
@@ -17,6 +17,7 @@ use crate::service;
 use crate::space::Space;
 use crate::sys;
 use crate::threads;
+use crate::unasked::{self, Unasked};
 
 static AGENT: OnceLock<Agent> = OnceLock::new();
 /// Locked only by who holds [`AddressSpace`], so a fork finds it free.
@@ -25,24 +26,6 @@ static SPACE: Mutex<Option<Space>> = Mutex::new(None);
 static DEPTH: AtomicU64 = AtomicU64::new(0);
 /// That process.
 static PID: AtomicU32 = AtomicU32::new(0);
-/// Which mappings that the program makes are wanted without being asked for: see [`Unasked`].
-static UNASKED: AtomicU8 = AtomicU8::new(Unasked::None as u8);
-
-/// Which new private anonymous mappings are wanted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub(crate) enum Unasked {
-    /// None.
-    None = 0,
-    /// Those of [`LARGE_BYTES`] and more.
-    Large = 1,
-    /// All (PR_SET_MEMORY_MERGE).
-    All = 2,
-}
-
-/// What counts as large.
-const LARGE_BYTES: usize = 1 << 20;
-
 /// What does not change while the process lives.
 #[derive(Debug)]
 pub(crate) struct Agent {
@@ -66,14 +49,18 @@ impl Agent {
 /// # Errors
 /// A line for people, if a variable is not as it should be; the agent does nothing then.
 pub fn begin(variable: impl Fn(&'static str) -> Option<OsString>) -> Result<(), String> {
-    let Some(config) = Config::from(variable)? else {
+    let Some(config) = Config::from(&variable)? else {
         return Ok(());
     };
+    let wants_all = unasked::inherited(&variable)?;
     let Some(agent) = begin_with(config, true)? else {
         return Ok(());
     };
+    if wants_all {
+        unasked::set(Unasked::All);
+    }
     proc_files::ask();
-    if agent.config.scope == Scope::Mapped
+    if (wants_all || agent.config.scope == Scope::Mapped)
         && !agent.can_start_anywhere
         && let Some(here) = enter()
     {
@@ -99,7 +86,7 @@ pub(crate) fn begin_with(
         Agent { config, complains, can_start_anywhere }
     });
     if is_first {
-        set_unasked(agent.unasked());
+        unasked::set(agent.unasked());
     }
     Ok(is_first.then_some(agent))
 }
@@ -125,28 +112,6 @@ pub fn watch_forks() -> Result<(), String> {
 /// The agent, if it has anything to do.
 pub(crate) fn get() -> Option<&'static Agent> {
     AGENT.get()
-}
-
-/// Whether a new mapping of this length and flags is wanted.
-pub(crate) fn is_wanted(len: usize, flags: i32) -> bool {
-    // Relaxed: the program orders its own prctl with its own mmap.
-    let unasked = UNASKED.load(Ordering::Relaxed);
-    let all = unasked == Unasked::All as u8;
-    let large = unasked == Unasked::Large as u8 && len >= LARGE_BYTES;
-    let special = libc::MAP_GROWSDOWN | libc::MAP_STACK | libc::MAP_HUGETLB;
-    (all || large)
-        && flags & libc::MAP_TYPE == libc::MAP_PRIVATE
-        && flags & libc::MAP_ANONYMOUS != 0
-        && flags & special == 0
-}
-
-pub(crate) fn set_unasked(unasked: Unasked) {
-    UNASKED.store(unasked as u8, Ordering::Relaxed); // as above
-}
-
-/// Whether all new mappings are wanted.
-pub(crate) fn wants_all() -> bool {
-    UNASKED.load(Ordering::Relaxed) == Unasked::All as u8 // as above
 }
 
 /// Makes a process by `make`, which gives 0 in the child, as fork(3) does, for a system call that runs no

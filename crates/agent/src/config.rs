@@ -15,6 +15,9 @@ pub const DOMAIN: &str = "NUMERGE_DOMAIN";
 /// The socket of who shows this process files of its own in `/proc`. Without it the kernel's are there.
 pub const AS_KSM: &str = "NUMERGE_AS_KSM";
 
+/// Whether PR_SET_MEMORY_MERGE was set by who executed this program: `0` or `1`.
+pub const MEMORY_MERGE: &str = "NUMERGE_MEMORY_MERGE";
+
 /// Longest path of a Unix socket.
 const SOCKET_BYTES: usize = 107;
 

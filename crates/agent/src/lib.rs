@@ -8,6 +8,7 @@
 //! | `calls` | sees to it that each call means what it meant without us |
 //! | `known`, `page_set` | what calls ask without the lock: which pages the agent has to do with |
 //! | `agent` | the one agent of the process; the lock; what a fork makes of it |
+//! | `unasked` | what is wanted without being asked for: scope `mapped`, PR_SET_MEMORY_MERGE |
 //! | `space` | what is wanted, noted, registered; what the engine is to be told, in order |
 //! | `client` | what merges; a thread that gives memory back for the program's threads |
 //! | `service`, `session` | the thread that talks to the engine |
@@ -28,9 +29,9 @@
 //! - Of processes made without CLONE_VM, those are seen that are made by fork(3), `_Fork(3)` or clone(2), or
 //!   by `syscall(3)` without a stack of their own. Memory of others is right as long as they do not drop (MADV_DONTNEED) what was merged before, and were not
 //!   made in the midst of a merge; they are not merged.
-//! - Static programs, and calls made by raw system calls, are not seen. A program that makes *some* of
-//!   its mappings by library calls, and changes *those* by raw system calls, must not be run with scope
-//!   `mapped`.
+//! - Static programs are not seen, nor are system calls that a program makes by instructions of its own. Memory
+//!   that was mapped so is not merged. Memory that was mapped by library calls, and is changed so, is at risk: see
+//!   ARCHITECTURE.md.
 //! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
 //!   from being merged.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
@@ -53,11 +54,12 @@ mod space;
 mod sys;
 mod threads;
 mod told;
+mod unasked;
 
 pub use agent::{begin, forking, forking_elsewhere, watch_forks};
 pub use api::{Agent, Error, Region, Status};
 pub use config::Config;
-pub use numerge_linux::place_for;
+pub use numerge_linux::{place_for, system_call};
 pub use sys::{Answer, errno, set_errno};
 pub use threads::keep_until_last;
 

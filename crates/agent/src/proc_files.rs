@@ -16,6 +16,7 @@ use rustix::net::SendFlags;
 
 use crate::agent;
 use crate::threads;
+use crate::unasked;
 
 /// Between two looks.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
@@ -37,7 +38,7 @@ pub(crate) fn ask() {
             Err(_) => return,
         }
     };
-    let says = if agent::wants_all() { ANY } else { SOME };
+    let says = if unasked::wants_all() { ANY } else { SOME };
     if rustix::net::send(&socket, &[says], SendFlags::NOSIGNAL) != Ok(1) {
         return;
     }

@@ -14,18 +14,7 @@ pub type Answer = Result<usize, i32>;
 pub(crate) unsafe fn call(number: libc::c_long, arguments: &[usize]) -> Answer {
     let argument = |n: usize| arguments.get(n).copied().unwrap_or(0);
     // SAFETY: the caller's promise; arguments the call does not have are ignored by the kernel.
-    let result = unsafe {
-        libc::syscall(
-            number,
-            argument(0),
-            argument(1),
-            argument(2),
-            argument(3),
-            argument(4),
-            argument(5),
-        )
-    };
-    if result == -1 { Err(errno()) } else { Ok(usize::from_ne_bytes(result.to_ne_bytes())) }
+    unsafe { numerge_linux::system_call(number, std::array::from_fn(argument)) }
 }
 
 /// A flag or a small number of a C call, as the kernel takes it in a register.

@@ -39,6 +39,9 @@ pub const AGENT_SOCKET: &str = "NUMERGE_SOCKET";
 pub const AGENT_SCOPE: &str = "NUMERGE_SCOPE";
 /// The environment variable that tells an agent which security domain to ask for.
 pub const AGENT_DOMAIN: &str = "NUMERGE_DOMAIN";
+/// The environment variable by which agents hand PR_SET_MEMORY_MERGE on to what their program executes: `0` or
+/// `1`.
+pub const AGENT_MEMORY_MERGE: &str = "NUMERGE_MEMORY_MERGE";
 
 /// The environment variable that tells an agent who shows its process files in `/proc`, by a socket.
 pub const AGENT_AS_KSM: &str = "NUMERGE_AS_KSM";

@@ -197,9 +197,9 @@ impl ProcessMemory {
     /// must be empty.
     pub fn unlock(&self, _space: &AddressSpace) {
         let len = self.staging.pages() * PAGE_SIZE;
-        // SAFETY: memory of ours, which is empty while the address space is held.
-        let _ = unsafe { libc::syscall(libc::SYS_munlock, self.staging.as_ptr(), len) };
-        // SAFETY: as above. Can't fail now that it is not locked.
+        sys::unlock(self.staging.as_ptr(), len);
+        // SAFETY: memory of ours, which is empty while the address space is held. Can't fail now that it is not
+        // locked.
         let _ = unsafe { sys::advise(self.staging.as_ptr(), len, libc::MADV_DONTNEED) };
     }
 

@@ -75,4 +75,5 @@ pub use pool::{FramePools, Serving};
 pub use ranges::Ranges;
 pub use region::AnonymousRegion;
 pub use remote::{RemoteError, RemoteProcess};
+pub use sys::system_call;
 pub use thread::{Thread, start_thread};

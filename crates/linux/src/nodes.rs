@@ -1,7 +1,7 @@
 //! The machine's nodes, for the engine.
 
 use std::collections::BTreeMap;
-use std::ffi::{c_int, c_long};
+use std::ffi::c_int;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -162,16 +162,11 @@ pub(crate) fn prefer_node_of(page: Vpn, area: Span) {
     *word = 1 << (node[0] % 64);
     // SAFETY: the kernel reads the bits of `nodes` and no byte of the area changes. It takes one off the
     // number of bits it is given.
-    unsafe {
-        libc::syscall(
-            libc::SYS_mbind,
-            area.start,
-            area.len,
-            c_long::from(libc::MPOL_PREFERRED),
-            nodes.as_ptr(),
-            1024 + 1,
-            0,
-        )
+    let _ = unsafe {
+        let nodes = nodes.as_ptr().expose_provenance();
+        let policy = libc::MPOL_PREFERRED.unsigned_abs() as usize;
+        let arguments = [size(area.start), size(area.len), policy, nodes, 1024 + 1, 0];
+        sys::system_call(libc::SYS_mbind, arguments)
     };
 }
 

@@ -6,12 +6,66 @@
 use std::io;
 use std::os::fd::RawFd;
 
-/// What a raw system call gave.
-fn checked(result: libc::c_long) -> io::Result<*mut u8> {
-    if result == -1 {
-        return Err(io::Error::last_os_error());
+use crate::num::size;
+
+/// A system call that no function of the C library's makes, for the preload library stands in for syscall(3)
+/// too. Gives what it returns, or an error's number; errno is left alone.
+///
+/// # Safety
+/// That of the system call.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> Result<usize, i32> {
+    let result: isize;
+    // SAFETY: needed for want of a function of the C library's that is not the agent's. The caller's promise;
+    // the kernel changes no other registers.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") arguments[0],
+            in("rsi") arguments[1],
+            in("rdx") arguments[2],
+            in("r10") arguments[3],
+            in("r8") arguments[4],
+            in("r9") arguments[5],
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
     }
-    Ok(std::ptr::with_exposed_provenance_mut(usize::from_ne_bytes(result.to_ne_bytes())))
+    match i32::try_from(result) {
+        Ok(error @ -4095..0) => Err(-error),
+        _ => Ok(result.cast_unsigned()),
+    }
+}
+
+/// The same where syscall(3) is the C library's.
+///
+/// # Safety
+/// That of the system call.
+#[cfg(not(target_arch = "x86_64"))]
+pub unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> Result<usize, i32> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the caller's promise.
+    let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    let error = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
+    if result == -1 { Err(error()) } else { Ok(usize::from_ne_bytes(result.to_ne_bytes())) }
+}
+
+/// What a system call gave.
+fn checked(result: Result<usize, i32>) -> io::Result<*mut u8> {
+    result.map(std::ptr::with_exposed_provenance_mut).map_err(io::Error::from_raw_os_error)
+}
+
+/// A flag or a descriptor, as the kernel takes it in a register.
+fn register(argument: i32) -> usize {
+    usize::from_ne_bytes(i64::from(argument).to_ne_bytes())
+}
+
+/// munlock(2). What it does not unlock stays locked.
+pub(crate) fn unlock(at: *mut u8, len: usize) {
+    // SAFETY: changes no content.
+    let _ = unsafe { system_call(libc::SYS_munlock, [at.expose_provenance(), len, 0, 0, 0, 0]) };
 }
 
 /// mmap(2).
@@ -26,8 +80,10 @@ pub(crate) unsafe fn map(
     fd: RawFd,
     offset: u64,
 ) -> io::Result<*mut u8> {
+    let [protection, flags, fd] = [protection, flags, fd].map(register);
+    let arguments = [at.expose_provenance(), len, protection, flags, fd, size(offset)];
     // SAFETY: the caller's promise.
-    checked(unsafe { libc::syscall(libc::SYS_mmap, at, len, protection, flags, fd, offset) })
+    checked(unsafe { system_call(libc::SYS_mmap, arguments) })
 }
 
 /// munmap(2).
@@ -36,7 +92,8 @@ pub(crate) unsafe fn map(
 /// Nobody may use what is there any more.
 pub(crate) unsafe fn unmap(at: *mut u8, len: usize) -> io::Result<()> {
     // SAFETY: the caller's promise.
-    checked(unsafe { libc::syscall(libc::SYS_munmap, at, len) }).map(|_| ())
+    checked(unsafe { system_call(libc::SYS_munmap, [at.expose_provenance(), len, 0, 0, 0, 0]) })
+        .map(|_| ())
 }
 
 /// madvise(2).
@@ -44,8 +101,9 @@ pub(crate) unsafe fn unmap(at: *mut u8, len: usize) -> io::Result<()> {
 /// # Safety
 /// If the advice drops content, nobody may miss it.
 pub(crate) unsafe fn advise(at: *mut u8, len: usize, advice: i32) -> io::Result<()> {
+    let arguments = [at.expose_provenance(), len, register(advice), 0, 0, 0];
     // SAFETY: the caller's promise.
-    checked(unsafe { libc::syscall(libc::SYS_madvise, at, len, advice) }).map(|_| ())
+    checked(unsafe { system_call(libc::SYS_madvise, arguments) }).map(|_| ())
 }
 
 /// mremap(2), to a fixed place, with what is at `from` left behind empty (MREMAP_DONTUNMAP).
@@ -54,6 +112,8 @@ pub(crate) unsafe fn advise(at: *mut u8, len: usize, advice: i32) -> io::Result<
 /// What was at `to` is gone, and must be missed by nobody.
 pub(crate) unsafe fn move_over(from: *mut u8, len: usize, to: *mut u8) -> io::Result<()> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let (from, to) = (from.expose_provenance(), to.expose_provenance());
     // SAFETY: the caller's promise.
-    checked(unsafe { libc::syscall(libc::SYS_mremap, from, len, len, flags, to) }).map(|_| ())
+    checked(unsafe { system_call(libc::SYS_mremap, [from, len, len, register(flags), to, 0]) })
+        .map(|_| ())
 }

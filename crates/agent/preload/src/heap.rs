@@ -15,7 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlmalloc::{Allocator, Dlmalloc};
-use numerge_agent::place_for;
+use numerge_agent::{place_for, system_call};
+
+/// # Safety
+/// A mapping, or the end of one, that is not used any more.
+unsafe fn unmap(at: *mut u8, bytes: usize) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { system_call(libc::SYS_munmap, [at.expose_provenance(), bytes, 0, 0, 0, 0]) }.is_ok()
+}
 
 /// Memory in pieces from the kernel, by raw system calls.
 struct Kernel;
@@ -25,16 +32,17 @@ const PAGE: usize = 4096;
 // SAFETY: each call gives or takes whole mappings of this process that nobody else knows of.
 unsafe impl Allocator for Kernel {
     fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
-        let usable = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let place = place_for(size);
+        let register = |flags: i32| usize::try_from(flags).unwrap_or(0);
+        let usable = register(libc::PROT_READ | libc::PROT_WRITE);
+        let flags = register(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let place = place_for(size).expose_provenance();
         // SAFETY: asks for new memory where nothing is.
         let made =
-            unsafe { libc::syscall(libc::SYS_mmap, place, size, usable, flags, -1_i64, 0_i64) };
-        if made == -1 {
+            unsafe { system_call(libc::SYS_mmap, [place, size, usable, flags, usize::MAX, 0]) };
+        let Ok(made) = made else {
             return LAST.take(size).unwrap_or((ptr::null_mut(), 0, 0));
-        }
-        (ptr::with_exposed_provenance_mut(usize::from_ne_bytes(made.to_ne_bytes())), size, 0)
+        };
+        (ptr::with_exposed_provenance_mut(made), size, 0)
     }
 
     fn remap(&self, _ptr: *mut u8, _old: usize, _new: usize, _can_move: bool) -> *mut u8 {
@@ -43,12 +51,12 @@ unsafe impl Allocator for Kernel {
 
     fn free_part(&self, ptr: *mut u8, old: usize, new: usize) -> bool {
         // SAFETY: the end of a mapping made above, which is not used any more.
-        unsafe { libc::syscall(libc::SYS_munmap, ptr.wrapping_add(new), old - new) == 0 }
+        unsafe { unmap(ptr.wrapping_add(new), old - new) }
     }
 
     fn free(&self, ptr: *mut u8, size: usize) -> bool {
         // SAFETY: a mapping made above, which is not used any more.
-        unsafe { libc::syscall(libc::SYS_munmap, ptr, size) == 0 }
+        unsafe { unmap(ptr, size) }
     }
 
     fn can_release_part(&self, _flags: u32) -> bool {

@@ -9,6 +9,8 @@ pub mod exports;
 mod heap;
 pub mod locks;
 pub mod processes;
+#[cfg(target_arch = "x86_64")]
+pub mod system_calls;
 
 use std::io::Write;
 

@@ -1,9 +1,8 @@
 //! The C library's functions that make processes and threads, as far as its handlers of forks do not tell.
 
-use std::ffi::{CStr, c_int, c_long, c_uint, c_void};
-use std::ptr;
+use std::ffi::{CStr, c_int, c_void};
 
-use numerge_agent::{calls, set_errno};
+use numerge_agent::{calls, set_errno, system_call};
 
 /// The C library's own function of this name; null if it has none.
 pub(crate) fn next(name: &CStr) -> *mut c_void {
@@ -114,7 +113,7 @@ pub unsafe extern "C-unwind" fn pthread_exit(result: *mut c_void) -> ! {
     let function = next(c"pthread_exit");
     if function.is_null() {
         // SAFETY: ends the thread, which can't go on.
-        unsafe { kernel(libc::SYS_exit, [0; 6]) };
+        let _ = unsafe { system_call(libc::SYS_exit, [0; 6]) };
         std::process::abort();
     }
     // SAFETY: that is its type.
@@ -146,107 +145,6 @@ pub unsafe extern "C" fn pthread_attr_setstack(
     let result = unsafe { next(attributes, stack, bytes) };
     if result == 0 {
         calls::keep_for_thread(stack.expose_provenance(), bytes);
-    }
-    result
-}
-
-/// syscall(2): a process that is made by it is seen as one made by fork(3). All else goes to the kernel.
-///
-/// # Safety
-/// As [`_Fork`].
-#[cfg(target_arch = "x86_64")]
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn syscall(
-    number: c_long,
-    first: usize,
-    second: usize,
-    third: usize,
-    fourth: usize,
-    fifth: usize,
-    sixth: usize,
-) -> c_long {
-    // SAFETY: the program's own call.
-    let call = || unsafe { kernel(number, [first, second, third, fourth, fifth, sixth]) };
-    let shares_memory = |flags: u64| flags & u64::from(libc::CLONE_VM.cast_unsigned()) != 0;
-    let makes_process = match number {
-        libc::SYS_fork => true,
-        libc::SYS_clone => second == 0 && !shares_memory(first as u64),
-        libc::SYS_clone3 => clone_flags(first).is_some_and(|flags| !shares_memory(flags)),
-        _ => false,
-    };
-    // About no range at all, it is the agent that asks, or nothing to it.
-    if number == libc::SYS_process_madvise && third != 0 {
-        let ranges = ptr::with_exposed_provenance(second);
-        // What the kernel takes of a register for an int.
-        let low = |register: usize| c_uint::try_from(register & 0xffff_ffff).unwrap_or(0);
-        let [process, advice] = [first, fourth].map(|register| low(register).cast_signed());
-        // SAFETY: the program's own call.
-        let known = unsafe { calls::process_madvise(process, ranges, third, advice, low(fifth)) };
-        match known {
-            Some(Ok(bytes)) => return c_long::try_from(bytes).unwrap_or(c_long::MAX),
-            Some(Err(error)) => {
-                set_errno(error);
-                return -1;
-            }
-            None => {}
-        }
-    }
-    let result = if makes_process {
-        numerge_agent::forking(|| {
-            crate::atfork::before_fork();
-            let made = call();
-            crate::atfork::after_fork();
-            made
-        })
-    } else {
-        call()
-    };
-    match i32::try_from(result) {
-        Ok(error @ -4095..0) => {
-            set_errno(-error);
-            -1
-        }
-        _ => result as c_long,
-    }
-}
-
-/// The flags of a clone_args; None for one with a stack of its own, or that can't be read.
-#[cfg(target_arch = "x86_64")]
-fn clone_flags(arguments: usize) -> Option<u64> {
-    // Flags first, the stack's address sixth, all of 8 bytes.
-    let mut words = [0_u64; 6];
-    let local = libc::iovec { iov_base: words.as_mut_ptr().cast(), iov_len: size_of_val(&words) };
-    let remote = libc::iovec { iov_base: ptr::with_exposed_provenance_mut(arguments), ..local };
-    // SAFETY: reads as much as there is, or nothing if the pointer is wrong.
-    let read = unsafe {
-        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
-    };
-    (usize::try_from(read) == Ok(size_of_val(&words)) && words[5] == 0).then_some(words[0])
-}
-
-/// A system call without the C library: gives a number, or a negative error.
-///
-/// # Safety
-/// As [`_Fork`].
-#[cfg(target_arch = "x86_64")]
-unsafe fn kernel(number: c_long, arguments: [usize; 6]) -> isize {
-    let result;
-    // SAFETY: needed for want of a function of the C library's that is not this one. The caller's
-    // promise; the kernel changes no other registers.
-    unsafe {
-        std::arch::asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") arguments[0],
-            in("rsi") arguments[1],
-            in("rdx") arguments[2],
-            in("r10") arguments[3],
-            in("r8") arguments[4],
-            in("r9") arguments[5],
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
     }
     result
 }

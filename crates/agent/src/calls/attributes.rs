@@ -1,10 +1,11 @@
 //! Calls that change what mappings are like, but not what is in them.
 
 use super::change;
-use crate::agent::{self, Unasked, enter, keeping_errno};
+use crate::agent::{self, enter, keeping_errno};
 use crate::known::EVERYTHING;
 use crate::proc_files;
 use crate::sys::{self, Answer, register};
+use crate::unasked::{self, Unasked};
 
 /// mprotect(2), pkey_mprotect(2).
 ///
@@ -86,7 +87,7 @@ pub unsafe fn prctl(option: i32, arguments: [usize; 4]) -> Answer {
             keeping_errno(|| set_memory_merge(second != 0))
         }
         PR_GET_MEMORY_MERGE if second == 0 && third == 0 && fourth == 0 && fifth == 0 => {
-            Ok(agent::wants_all().into())
+            Ok(unasked::wants_all().into())
         }
         PR_SET_MEMORY_MERGE | PR_GET_MEMORY_MERGE => keeping_errno(|| Err(libc::EINVAL)),
         libc::PR_SET_VMA => change(third, fourth, call),
@@ -98,12 +99,15 @@ fn set_memory_merge(on: bool) -> Answer {
     let Some(mut here) = enter() else {
         return Ok(0);
     };
-    let did = agent::wants_all();
+    let did = unasked::wants_all();
     if on {
-        agent::set_unasked(Unasked::All);
+        unasked::set(Unasked::All);
+        unasked::bequeath(true);
+        here.want(&EVERYTHING);
         here.start(true);
     } else if did {
-        agent::set_unasked(here.agent.unasked());
+        unasked::set(here.agent.unasked());
+        unasked::bequeath(false);
         here.unwant(&EVERYTHING);
         // Nothing is held over what follows.
         drop(here.let_go(&EVERYTHING)?);

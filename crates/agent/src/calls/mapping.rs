@@ -8,6 +8,7 @@ use super::{pages_of, relieved};
 use crate::agent::{self, enter};
 use crate::known::{self, may_concern};
 use crate::sys::{self, Answer, register};
+use crate::unasked;
 
 /// mmap(2).
 ///
@@ -28,7 +29,7 @@ pub unsafe fn mmap(
         return call();
     }
     let is_own = flags & libc::MAP_TYPE == libc::MAP_PRIVATE && flags & libc::MAP_ANONYMOUS != 0;
-    let is_wanted = agent::is_wanted(len, flags);
+    let is_wanted = unasked::is_wanted(len, flags);
     let over = if flags & libc::MAP_FIXED == 0 { None } else { pages_of(at, len) };
     let was_own = over.as_ref().is_some_and(known::disown);
     let answer = relieved(|| {

@@ -11,9 +11,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use numerge::{
-    AGENT_AS_KSM, AGENT_DOMAIN, AGENT_SCOPE, AGENT_SOCKET, Options as EngineOptions, default_socket,
-};
+use numerge::{AGENT_AS_KSM, AGENT_DOMAIN, AGENT_MEMORY_MERGE, AGENT_SCOPE, AGENT_SOCKET};
+use numerge::{Options as EngineOptions, default_socket};
 use numerge_server::Socket;
 
 use crate::host::{self, Setting};
@@ -185,10 +184,13 @@ fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Vec<(OsStr
         Scope::Advised => "advised",
         Scope::Mapped => "mapped",
     };
+    // What a program has set that executes this one.
+    let merge = std::env::var_os(AGENT_MEMORY_MERGE).unwrap_or_else(|| "0".into());
     let mut environment: Vec<(OsString, OsString)> = vec![
         ("LD_PRELOAD".into(), preload),
         (AGENT_SOCKET.into(), socket.into()),
         (AGENT_SCOPE.into(), scope.into()),
+        (AGENT_MEMORY_MERGE.into(), merge),
     ];
     if let Some(domain) = &arguments.domain {
         environment.push((AGENT_DOMAIN.into(), domain.into()));

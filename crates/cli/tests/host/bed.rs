@@ -58,15 +58,23 @@ pub(crate) fn can_merge() -> bool {
 
 /// A C program of this directory, built the first time.
 pub(crate) fn c_program(name: &str) -> PathBuf {
+    c_program_with(name, name, &[])
+}
+
+/// The same by other options of the compiler, as `made`.
+pub(crate) fn c_program_with(name: &str, made: &str, options: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host").join(name);
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("");
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(made).with_extension("");
     let scratch = program.with_extension(std::process::id().to_string());
     // Two tests may want the same.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock();
     let mut cc = Command::new("cc");
-    cc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&scratch).arg(source);
-    assert!(cc.status().unwrap().success(), "{name} does not build");
+    cc.args(["-O1", "-g", "-Wall", "-Wextra", "-pthread"]).args(options);
+    assert!(
+        cc.arg("-o").arg(&scratch).arg(source).status().unwrap().success(),
+        "{name} does not build"
+    );
     std::fs::rename(&scratch, &program).unwrap();
     program
 }
@@ -99,18 +107,30 @@ impl Host {
     pub(crate) fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let socket = scratch.path().join("socket");
+        let (daemon, client) = Self::start(&socket);
+        Self { socket, client, daemon, _scratch: scratch }
+    }
+
+    fn start(socket: &Path) -> (Running, Client) {
         let mut daemon = numerge(&["daemon"]);
-        daemon.args(AT_FULL_SPEED).arg("--socket").arg(&socket);
+        daemon.args(AT_FULL_SPEED).arg("--socket").arg(socket);
         let daemon = Running(daemon.spawn().unwrap());
         let end = Instant::now() + Duration::from_secs(20);
         let client = loop {
-            match Client::connect(&path_beside(&socket)) {
+            match Client::connect(&path_beside(socket)) {
                 Ok(client) => break client,
                 Err(error) => assert!(Instant::now() < end, "{error}"),
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        Self { socket, client, daemon, _scratch: scratch }
+        (daemon, client)
+    }
+
+    /// Kills the daemon, and starts another in its place.
+    pub(crate) fn kill_and_start(&mut self) {
+        self.daemon.0.kill().unwrap();
+        self.daemon.0.wait().unwrap();
+        (self.daemon, self.client) = Self::start(&self.socket);
     }
 
     /// `numerge run` under this daemon, of this scope; what is run is to be added.

@@ -68,3 +68,8 @@ fn s1_1_what_changes_mappings_means_the_same_on_merged_memory() {
 fn s1_1_what_others_do_to_memory_means_the_same_on_merged_memory() {
     same_as_alone("kernel.c");
 }
+
+#[test]
+fn s1_1_all_memory_of_a_process_is_merged_if_it_says_so_and_that_is_inherited() {
+    same_as_alone("memory_merge.c");
+}

@@ -5,6 +5,7 @@
 mod arrays;
 mod asking;
 mod bed;
+mod bypass;
 mod cases;
 mod control_dir;
 mod decay;
@@ -15,4 +16,5 @@ mod hard;
 mod polled;
 mod redis;
 mod run;
+mod stopped;
 mod torture;

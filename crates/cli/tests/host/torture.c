@@ -10,7 +10,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/io_uring.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -39,7 +38,7 @@ struct arena {
 static struct arena arenas[ARENAS];
 /* Held where addresses are free for a moment that are to be mapped again. */
 static pthread_mutex_t addresses = PTHREAD_MUTEX_INITIALIZER;
-static int file_fd;
+static int file_fd, is_direct;
 static atomic_int stop;
 static atomic_ulong checks, operations, signals_seen;
 static uint64_t *atomic_target;
@@ -51,6 +50,25 @@ static uint64_t *atomic_target;
         fputc('\n', stderr);                                                                       \
         _exit(1);                                                                                  \
     } while (0)
+
+#include "fixed_read.h"
+
+/* What a run that is long enough has done successfully, each at least once. */
+enum kind {
+    FORK, RAW_CLONE, POSIX_SPAWN, VFORK, MAPPED_AGAIN, PART_MAPPED_AGAIN, MAPPED_OVER, MOVED, SHORTENED,
+    LENGTHENED, DONTNEED, READ_ONLY, NO_ACCESS, DIRECT_READ, FIXED_READ, UNMERGEABLE, LOCKED, PIPE_READ,
+    WRITTEN_BY_PID, WRITTEN_BY_FILE, FILLED, REWRITTEN, KINDS
+};
+static const char *const kinds[KINDS] = {
+    "fork", "raw clone", "posix_spawn", "vfork", "mapped again", "part mapped again", "mapped over", "moved",
+    "shortened", "lengthened", "MADV_DONTNEED", "read only", "no access", "O_DIRECT", "io_uring",
+    "MADV_UNMERGEABLE", "mlock", "pipe", "process_vm_writev", "/proc/self/mem", "filled", "rewritten",
+};
+static atomic_ulong done[KINDS];
+/* Seconds after which a kind that was never done is an error. */
+enum { LONG_ENOUGH = 5 };
+/* Of `operate`: the kinds, the common ones more than once. */
+enum { CASES = 44 };
 
 static uint64_t next(uint64_t *random) {
     uint64_t z = *random += 0x9e3779b97f4a7c15;
@@ -132,6 +150,7 @@ static void do_fork(struct arena *a, uint64_t random, int raw) {
     /* The parent goes on writing while the child looks. */
     for (int n = 0; n < 20; n++) fill(a, next(&random) % PAGES, next(&random) % CONTENTS);
     reap(pid);
+    done[raw ? RAW_CLONE : FORK]++;
 }
 
 static void do_spawn(int with_vfork) {
@@ -147,7 +166,9 @@ static void do_spawn(int with_vfork) {
             _exit(1);
         }
     }
-    if (pid > 0) reap(pid);
+    if (pid <= 0) return;
+    reap(pid);
+    done[with_vfork ? VFORK : POSIX_SPAWN]++;
 }
 
 /* The kernel writes: from a pipe, and by what a debugger uses. */
@@ -186,6 +207,7 @@ static void do_read(struct arena *a, uint64_t *random) {
     }
     a->content[page] = content;
     check(a, page, "written by the kernel");
+    done[PIPE_READ + how]++;
 }
 
 /* Shorter, longer again, perhaps elsewhere: the end reads as zeros then. */
@@ -194,6 +216,7 @@ static void do_resize(struct arena *a, unsigned keep) {
     pthread_mutex_lock(&addresses);
     void *at = mremap(a->memory, all, (size_t)keep * PAGE, 0);
     if (at != a->memory) FAIL("mremap, shorter: %s", strerror(errno));
+    done[SHORTENED]++;
     at = mremap(a->memory, (size_t)keep * PAGE, all, MREMAP_MAYMOVE);
     int error = errno;
     if (at == MAP_FAILED) /* it lies in more than one mapping */
@@ -205,6 +228,7 @@ static void do_resize(struct arena *a, unsigned keep) {
     offer(a->memory, all);
     memset(a->content + keep, 0, PAGES - keep);
     check_all(a, "resized");
+    done[LENGTHENED] += at != MAP_FAILED;
 }
 
 static void do_direct(struct arena *a, uint64_t *random) {
@@ -217,66 +241,26 @@ static void do_direct(struct arena *a, uint64_t *random) {
         a->content[first + n] = from + n;
         check(a, first + n, "O_DIRECT");
     }
+    done[DIRECT_READ] += is_direct;
 }
 
-/* Reads into a registered buffer: its pages are pinned from registering to the end. */
-static void do_uring(struct arena *a, uint64_t *random) {
-    struct io_uring_params params = {0};
-    int ring = (int)syscall(__NR_io_uring_setup, 4, &params);
-    if (ring < 0) return; /* not allowed here */
+static void do_fixed_read(struct arena *a, uint64_t *random) {
     unsigned first = next(random) % (PAGES - 8), count = 1 + next(random) % 8;
-    struct iovec buffer = {a->memory + (size_t)first * WORDS, (size_t)count * PAGE};
-    pthread_mutex_lock(&addresses);
-    size_t sq_size = params.sq_off.array + params.sq_entries * sizeof(unsigned);
-    size_t cq_size = params.cq_off.cqes + params.cq_entries * sizeof(struct io_uring_cqe);
-    char *sq = mmap(0, sq_size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQ_RING);
-    char *cq = mmap(0, cq_size, PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_CQ_RING);
-    struct io_uring_sqe *entries = mmap(0, params.sq_entries * sizeof *entries,
-                                        PROT_READ | PROT_WRITE, MAP_SHARED, ring, IORING_OFF_SQES);
-    if (sq == MAP_FAILED || cq == MAP_FAILED || entries == MAP_FAILED)
-        FAIL("io_uring's rings: %s", strerror(errno));
-    pthread_mutex_unlock(&addresses);
-    if (!syscall(__NR_io_uring_register, ring, IORING_REGISTER_BUFFERS, &buffer, 1)) {
-        /* Time for the pages to be looked at while they are pinned. */
-        usleep(next(random) % 2000);
-        unsigned from = next(random) % (CONTENTS - 8);
-        memset(entries, 0, sizeof *entries);
-        entries->opcode = IORING_OP_READ_FIXED;
-        entries->fd = file_fd;
-        entries->addr = (uintptr_t)buffer.iov_base;
-        entries->len = count * PAGE;
-        entries->off = (uint64_t)from * PAGE;
-        ((unsigned *)(sq + params.sq_off.array))[0] = 0;
-        atomic_fetch_add((_Atomic unsigned *)(sq + params.sq_off.tail), 1);
-        unsigned *head = (unsigned *)(cq + params.cq_off.head);
-        _Atomic unsigned *tail = (_Atomic unsigned *)(cq + params.cq_off.tail);
-        unsigned submitted = 0;
-        /* A signal ends the wait; if something was submitted by the call, that is not said. */
-        while (atomic_load(tail) == *head) {
-            long took = syscall(__NR_io_uring_enter, ring, 1 - submitted, 1, IORING_ENTER_GETEVENTS, NULL, 0);
-            if (took < 0 && errno != EINTR) FAIL("io_uring_enter: %s", strerror(errno));
-            if (took > 0) submitted = 1;
-        }
-        struct io_uring_cqe *done = (struct io_uring_cqe *)(cq + params.cq_off.cqes) + (*head & (params.cq_entries - 1));
-        if (done->res != (int)count * PAGE) FAIL("io_uring: %d", done->res);
-        for (unsigned n = 0; n < count; n++) {
-            a->content[first + n] = from + n;
-            check(a, first + n, "io_uring, pinned");
-        }
+    unsigned from = next(random) % (CONTENTS - 8), pause = next(random) % 2000;
+    void *at = a->memory + (size_t)first * WORDS;
+    if (!fixed_read(file_fd, (off_t)from * PAGE, at, (size_t)count * PAGE, pause, &addresses)) return;
+    for (unsigned n = 0; n < count; n++) {
+        a->content[first + n] = from + n;
+        check(a, first + n, "io_uring, pinned");
     }
-    pthread_mutex_lock(&addresses);
-    munmap(sq, sq_size);
-    munmap(cq, cq_size);
-    munmap(entries, params.sq_entries * sizeof *entries);
-    pthread_mutex_unlock(&addresses);
-    close(ring);
+    done[FIXED_READ]++;
 }
 
-static void operate(struct arena *a, uint64_t *random) {
+static void operate(struct arena *a, unsigned what, uint64_t *random) {
     unsigned first = next(random) % (PAGES - 64), count = 1 + next(random) % 64;
     void *start = a->memory + (size_t)first * WORDS;
     size_t length = (size_t)count * PAGE;
-    switch (next(random) % 44) {
+    switch (what) {
     case 0:
         do_fork(a, next(random), 0);
         break;
@@ -293,6 +277,8 @@ static void operate(struct arena *a, uint64_t *random) {
         pthread_mutex_unlock(&addresses);
         offer(a->memory, (size_t)PAGES * PAGE);
         memset(a->content, 0, PAGES);
+        check_all(a, "mapped again");
+        done[MAPPED_AGAIN]++;
         break;
     case 4: /* a part, and again */
         pthread_mutex_lock(&addresses);
@@ -301,11 +287,13 @@ static void operate(struct arena *a, uint64_t *random) {
         pthread_mutex_unlock(&addresses);
         offer(start, length);
         memset(a->content + first, 0, count);
+        done[PART_MAPPED_AGAIN]++;
         break;
     case 5: /* mapped over */
         map(start, length, MAP_FIXED);
         if (next(random) % 2) offer(start, length);
         memset(a->content + first, 0, count);
+        done[MAPPED_OVER]++;
         break;
     case 6: { /* moved, and back */
         pthread_mutex_lock(&addresses);
@@ -320,6 +308,7 @@ static void operate(struct arena *a, uint64_t *random) {
         if (at != there) FAIL("mremap: %s", strerror(errno));
         a->memory = there;
         check_all(a, "moved");
+        done[MOVED]++;
         fill(a, first, next(random) % CONTENTS);
         break;
     }
@@ -327,31 +316,34 @@ static void operate(struct arena *a, uint64_t *random) {
     case 8:
         if (madvise(start, length, MADV_DONTNEED)) FAIL("MADV_DONTNEED: %s", strerror(errno));
         memset(a->content + first, 0, count);
+        done[DONTNEED]++;
         break;
     case 9: /* read only, and back */
         if (mprotect(start, length, PROT_READ)) FAIL("mprotect: %s", strerror(errno));
         for (unsigned n = 0; n < count; n++) check(a, first + n, "read only");
         if (mprotect(start, length, PROT_READ | PROT_WRITE)) FAIL("mprotect: %s", strerror(errno));
+        done[READ_ONLY]++;
         break;
     case 10: /* nothing, and back */
         if (mprotect(start, length, PROT_NONE)) FAIL("mprotect: %s", strerror(errno));
         sched_yield();
         if (mprotect(start, length, PROT_READ | PROT_WRITE)) FAIL("mprotect: %s", strerror(errno));
+        done[NO_ACCESS]++;
         break;
     case 11:
         do_direct(a, random);
         break;
     case 12:
-        do_uring(a, random);
+        do_fixed_read(a, random);
         break;
     case 13:
-        if (madvise(start, length, MADV_UNMERGEABLE) && errno != EINVAL)
-            FAIL("MADV_UNMERGEABLE: %s", strerror(errno));
+        if (!madvise(start, length, MADV_UNMERGEABLE)) done[UNMERGEABLE]++;
+        else if (errno != EINVAL) FAIL("MADV_UNMERGEABLE: %s", strerror(errno));
         offer(start, length);
         break;
     case 14:
-        if (mlock(start, length) && errno != ENOMEM && errno != EPERM)
-            FAIL("mlock: %s", strerror(errno));
+        if (!mlock(start, length)) done[LOCKED]++;
+        else if (errno != ENOMEM && errno != EPERM) FAIL("mlock: %s", strerror(errno));
         for (unsigned n = 0; n < count; n++) check(a, first + n, "locked");
         munlock(start, length);
         break;
@@ -365,6 +357,7 @@ static void operate(struct arena *a, uint64_t *random) {
         break;
     case 19 ... 28: /* equal runs */
         for (unsigned n = 0; n < count; n++) fill(a, first + n, 1 + n % (CONTENTS - 1));
+        done[FILLED]++;
         break;
     default:
         for (int n = 0; n < 10; n++) {
@@ -381,16 +374,19 @@ static void operate(struct arena *a, uint64_t *random) {
             }
             check(a, page, "written");
         }
+        done[REWRITTEN]++;
     }
     operations++;
 }
 
 static void *work(void *seed) {
     uint64_t random = (uintptr_t)seed;
+    /* Each once, wherever that begins, and then as it comes: a slow machine's run is short. */
+    unsigned begun = 0, first = next(&random) % CASES;
     while (!stop) {
         struct arena *a = &arenas[next(&random) % ARENAS];
         pthread_mutex_lock(&a->lock);
-        operate(a, &random);
+        operate(a, begun < CASES ? (first + begun++) % CASES : next(&random) % CASES, &random);
         for (int n = 0; n < 20; n++) check(a, next(&random) % PAGES, "after");
         pthread_mutex_unlock(&a->lock);
         /* So that pages are at rest now and then. */
@@ -406,11 +402,21 @@ static void on_signal(int number) {
     signals_seen++;
 }
 
+/* How often each kind was done; fails if one never was in a run that is long enough. */
+static void tell_kinds(int seconds) {
+    for (unsigned n = 0; n < KINDS; n++) printf("%s%s %lu", n ? ", " : "", kinds[n], done[n]);
+    puts("");
+    fflush(stdout);
+    for (unsigned n = 0; n < KINDS; n++)
+        if (seconds >= LONG_ENOUGH && !done[n]) FAIL("never done in %d s: %s", seconds, kinds[n]);
+}
+
 int main(int argc, char **argv) {
     int seconds = argc > 1 ? atoi(argv[1]) : 10;
     uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
     char name[] = "torture.XXXXXX";
     file_fd = mkostemp(name, O_DIRECT);
+    is_direct = file_fd >= 0;
     if (file_fd < 0 && errno == EINVAL) file_fd = mkstemp(name);
     if (file_fd < 0) FAIL("a file in this directory: %s", strerror(errno));
     unlink(name);
@@ -444,6 +450,7 @@ int main(int argc, char **argv) {
     for (unsigned n = 0; n < WORDS; n++) counted += atomic_target[n];
     if (counted != signals_seen) FAIL("%lu signals, %lu counted in memory", signals_seen, counted);
     for (unsigned n = 0; n < ARENAS; n++) check_all(&arenas[n], "in the end");
+    tell_kinds(seconds);
     printf("%lu operations, %lu pages checked, %lu signals: no error\n", operations, checks,
            signals_seen);
     return 0;
