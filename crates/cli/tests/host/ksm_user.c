@@ -118,8 +118,15 @@ static void check(char *memory, int byte, int last, int nth)
 	ssize_t wanted = bytes / PAGE * sizeof *mine;
 	if (pread(pagemap, mine, wanted, (uintptr_t)memory / PAGE * sizeof *mine) != wanted)
 		die("pagemap");
-	close(pagemap);
 	for (size_t page = 0; page < bytes / PAGE; page++) {
+		off_t entry = (uintptr_t)memory / PAGE + page;
+
+		/* Merged since it was looked at, it is present when it is looked at once more. */
+		for (int more = 0; more < 100 && !(mine[page] & PRESENT); more++) {
+			(void)*(volatile char *)(memory + page * PAGE);
+			if (pread(pagemap, mine + page, sizeof *mine, entry * sizeof *mine) != sizeof *mine)
+				die("pagemap");
+		}
 		/* Masked, as it is for who may not know, every page would be the same. */
 		if (!(mine[page] & PRESENT) || !(mine[page] & NUMBER)) {
 			fprintf(stderr, "ksm_user: child %d: page %zu: pagemap gives %#llx\n", nth, page,
@@ -128,6 +135,7 @@ static void check(char *memory, int byte, int last, int nth)
 		}
 		mine[page] &= NUMBER;
 	}
+	close(pagemap);
 }
 
 static void be_child(int nth, int orders, int answers)
