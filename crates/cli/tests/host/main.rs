@@ -15,4 +15,5 @@ mod hard;
 mod polled;
 mod redis;
 mod run;
+mod stats;
 mod torture;
