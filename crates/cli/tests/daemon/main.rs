@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
+mod cgroup;
 mod control_dir;
 mod endings;
 mod hostile;
