@@ -11,6 +11,7 @@ mod limits;
 mod log;
 mod metrics;
 mod status;
+mod system_calls;
 mod systemd;
 mod unmerging;
 mod users;
