@@ -11,7 +11,7 @@ use crate::bed::{Bed, By, Daemon, Program, until};
 
 const LIMIT_MIB: u64 = 64;
 /// Of each program, and as many frames as that.
-const PAGES: u64 = 2 * LIMIT_MIB << 8;
+const PAGES: u64 = (2 * LIMIT_MIB) << 8;
 
 /// A memory control group, of either version. Removed when it is dropped, by when nobody may be in it.
 struct Group(PathBuf);
