@@ -492,4 +492,6 @@ const fn to_engine(outcome: numerge_protocol::Outcome) -> Outcome {
 }
 
 #[cfg(test)]
+mod lies;
+#[cfg(test)]
 mod tests;

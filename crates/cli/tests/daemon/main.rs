@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
+mod cgroup;
 mod control_dir;
 mod default_place;
 mod endings;
@@ -11,6 +12,7 @@ mod limits;
 mod log;
 mod metrics;
 mod status;
+mod system_calls;
 mod systemd;
 mod unmerging;
 mod users;

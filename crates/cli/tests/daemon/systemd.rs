@@ -108,7 +108,7 @@ fn a_daemon_is_started_by_the_first_program() {
     assert!(bed.socket().exists(), "it was not the daemon's to remove");
 }
 
-fn listening(path: &Path, kind: SocketType) -> OwnedFd {
+pub(crate) fn listening(path: &Path, kind: SocketType) -> OwnedFd {
     let flags = SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
     rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
@@ -117,7 +117,7 @@ fn listening(path: &Path, kind: SocketType) -> OwnedFd {
 }
 
 /// Has a command started with these descriptors as 3 and so on, and told so.
-fn pass(command: &Command, sockets: &[&OwnedFd]) -> Command {
+pub(crate) fn pass(command: &Command, sockets: &[&OwnedFd]) -> Command {
     let mut passing = Command::new("sh");
     // The number is that of the process that executes the daemon.
     passing.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]);

@@ -99,13 +99,14 @@ static inline long status(const char *name) {
     return value;
 }
 
-/* What mappings of a range are like, joined where they are alike: those flags that a program gives them, but
- * for advice on huge pages, which memory that is merged does not keep. */
+/* What mappings of a range are like, joined where they are alike: their protection key, and those flags that
+ * a program gives them, but for advice on huge pages, which memory that is merged does not keep. */
 static inline void show_flags(const char *what, const char *start, unsigned pages) {
     static const char *const flags[] = {"rd", "wr", "ex", "sh", "lo", "dc", "dd", "wf", "gd", "sr",
                                         "rr", "ac", "nr"};
     uintptr_t first = (uintptr_t)start, last = first + (size_t)pages * PAGE, from = 0, to = 0;
     char line[512], now[256], before[256] = "";
+    int key = 0;
     FILE *smaps = fopen("/proc/self/smaps", "re");
     if (!smaps) FAIL("/proc/self/smaps");
     printf("%s:", what);
@@ -115,8 +116,11 @@ static inline void show_flags(const char *what, const char *start, unsigned page
         if (sscanf(line, "%lx-%lx %7s", &a, &b, permissions) == 3) {
             from = a > first ? a : first;
             to = b < last ? b : last;
+            key = 0;
+        } else if (from < to && !strncmp(line, "ProtectionKey:", 14)) {
+            key = atoi(line + 14);
         } else if (from < to && !strncmp(line, "VmFlags:", 8)) {
-            now[0] = 0;
+            snprintf(now, sizeof now, key ? " key %d" : "", key);
             for (unsigned n = 0; n < sizeof flags / sizeof *flags; n++) {
                 char flag[8];
                 snprintf(flag, sizeof flag, " %s", flags[n]);

@@ -138,7 +138,7 @@ static int open_ring(struct ring *ring) {
     memset(ring, 0, sizeof *ring);
     ring->fd = (int)syscall(SYS_io_uring_setup, 4, &ring->parameters);
     if (ring->fd < 0) {
-        puts("io_uring: SKIPPED, this machine has none");
+        puts("SKIPPED: this machine has no io_uring");
         return 0;
     }
     int shared = MAP_SHARED | MAP_POPULATE, usable = PROT_READ | PROT_WRITE;
@@ -222,7 +222,7 @@ static void *answer_faults(void *nothing) {
 static void own_faults(void) {
     faults_fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
     if (faults_fd < 0) {
-        puts("userfaultfd: SKIPPED, not allowed here");
+        puts("SKIPPED: userfaultfd is not allowed here");
         return;
     }
     struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP};

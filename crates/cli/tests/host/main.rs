@@ -16,5 +16,6 @@ mod hard;
 mod polled;
 mod redis;
 mod run;
+mod stats;
 mod stopped;
 mod torture;

@@ -1,4 +1,5 @@
-//! The kept corpus of the fuzz target, which is also what version 2 looks like in bytes.
+//! The kept corpus of the fuzz target, which is also what version 2 looks like in bytes, and what runs of
+//! it have found (`found-...`).
 //!
 //! If a test here fails because messages have changed, the version of the protocol must change too;
 //! `NUMERGE_WRITE_CORPUS=1 cargo test -p numerge-protocol --test messages corpus` writes the corpus
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use numerge_protocol::{ToClient, ToEngine, decode};
 
+use crate::properties::is_one_encoding;
 use crate::samples;
 use crate::unchecked;
 
@@ -47,4 +49,21 @@ fn corpus_decodes() {
             decode::<ToClient<'_>>(&bytes).expect(&name);
         }
     }
+}
+
+/// What the fuzz target is run with, which is not built here.
+#[test]
+fn each_file_of_the_corpus_is_one_encoding_or_none() {
+    let samples: Vec<String> = wanted().into_iter().map(|(name, _)| name).collect();
+    let mut found = 0;
+    for file in std::fs::read_dir(folder()).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        found += usize::from(name.starts_with("found-"));
+        assert!(name.starts_with("found-") || samples.iter().any(|one| one == name), "{name}");
+        let bytes = std::fs::read(&path).unwrap();
+        is_one_encoding::<ToEngine<'_>>(&bytes).expect(name);
+        is_one_encoding::<ToClient<'_>>(&bytes).expect(name);
+    }
+    assert!(found > 0, "nothing was kept of what was found");
 }

@@ -137,7 +137,9 @@ fn comes_back<M: Message + PartialEq + Debug>(message: &M) -> Result<(), TestCas
 }
 
 /// Gives whether the bytes are a message.
-fn is_one_encoding<M: Message + PartialEq + Debug>(bytes: &[u8]) -> Result<bool, TestCaseError> {
+pub(crate) fn is_one_encoding<M: Message + PartialEq + Debug>(
+    bytes: &[u8],
+) -> Result<bool, TestCaseError> {
     let Ok(message) = decode::<M>(bytes) else {
         return Ok(false);
     };
