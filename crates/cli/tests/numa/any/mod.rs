@@ -6,3 +6,4 @@ mod migration;
 pub(crate) mod offline;
 mod pins;
 mod program;
+mod shown;
