@@ -10,6 +10,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -92,6 +93,7 @@ impl Found {
         let pagemap = File::open(format!("/proc/{number}/pagemap"))?.into();
         let process = RemoteProcess::new(number.get(), pidfd.as_fd(), pagemap);
         let process = process.map_err(io::Error::other)?;
+        let content = File::open(format!("/proc/{number}/mem"))?;
         let frames = memory.frames()?;
         let mut kinds = Vec::new();
         process.kinds(&memory.pages, &frames, &mut kinds)?;
@@ -111,30 +113,32 @@ impl Found {
                     }
                 }
             }
-            self.read(&process, page)?;
+            self.read(&content, page).map_err(|error| {
+                io::Error::other(format!("page {:#x} of {number} can't be read: {error}", page.0))
+            })?;
         }
         Ok(())
     }
 
-    fn read(&mut self, process: &RemoteProcess, page: Vpn) -> io::Result<()> {
-        for _ in 0..FROZEN_TRIES {
-            let mut was_read = false;
-            process.read(&[page..page.plus(1)], &mut |content| {
-                was_read = true;
-                if content.iter().all(|byte| *byte == 0) {
-                    self.zeros += 1;
-                } else {
-                    let mut hasher = DefaultHasher::new();
-                    hasher.write(content);
-                    *self.contents.entry(hasher.finish()).or_default() += 1;
-                }
-            });
-            if was_read {
-                return Ok(());
+    /// Counts a page of a process's memory by its content.
+    fn read(&mut self, memory: &File, page: Vpn) -> io::Result<()> {
+        let mut content = [0; PAGE_SIZE];
+        let mut tries = 0;
+        while let Err(error) = memory.read_exact_at(&mut content, page.0 * PAGE_BYTES) {
+            tries += 1;
+            if tries == FROZEN_TRIES {
+                return Err(error);
             }
             sleep(FROZEN_PAUSE);
         }
-        Err(io::Error::other(format!("page {:#x} of {} can't be read", page.0, process.pid())))
+        if content.iter().all(|byte| *byte == 0) {
+            self.zeros += 1;
+        } else {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&content);
+            *self.contents.entry(hasher.finish()).or_default() += 1;
+        }
+        Ok(())
     }
 
     /// Pages saved, and pages that would be if all were merged, each content on as few frames as can be.

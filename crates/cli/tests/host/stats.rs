@@ -13,14 +13,13 @@ const ALIKE: u64 = 2;
 const COPIES: u64 = 2;
 
 /// What README.md says that only one of the two has.
-const ONLY_OF_MERGE: [&str; 17] = [
+const ONLY_OF_MERGE: [&str; 16] = [
     "bytes_registered",
     "host_bytes_freed",
     "mem_available_bytes",
     "pss_bytes",
     "verified",
     "pages_written",
-    "mappings",
     "mappings_limit",
     "seconds",
     "cpu_seconds",
@@ -32,7 +31,8 @@ const ONLY_OF_MERGE: [&str; 17] = [
     "files_skipped",
     "errors",
 ];
-const ONLY_OF_STATS: [&str; 3] = ["bytes_saved_peak", "clients", "domains"];
+const ONLY_OF_STATS: [&str; 6] =
+    ["bytes_saved_peak", "clients", "domains", "longest_stall_ms", "stalled_ms", "stalls"];
 /// Of counters that are there when there is something to count, these count something here.
 const COUNTED: [&str; 4] = ["pages_shared", "pages_sharing", "pages_registered", "bytes_saved"];
 
