@@ -143,7 +143,7 @@ pub fn forking_elsewhere(make: impl FnOnce(fn()) -> isize) -> isize {
 extern "C" fn after_in_child() {
     known::after_in_child();
     threads::after_in_child();
-    proc_files::ask();
+    proc_files::ask_in_child();
 }
 
 /// What a thread has that may change mappings and what is known of them.

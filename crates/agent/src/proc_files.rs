@@ -21,9 +21,25 @@ use crate::unasked;
 /// Between two looks.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
+/// Asks for the files in a child that was just made, unless it shares its maker's table of files.
+pub(crate) fn ask_in_child() {
+    const KCMP_FILES: libc::c_long = 2;
+    if agent::get().is_none_or(|agent| agent.config.proc_files.is_none()) {
+        return;
+    }
+    // SAFETY: compares two processes, and touches no memory.
+    let differ =
+        unsafe { libc::syscall(libc::SYS_kcmp, libc::getpid(), libc::getppid(), KCMP_FILES, 0, 0) };
+    if differ != 0 {
+        ask();
+    }
+}
+
 /// Asks for the files, if there is anybody to ask, and tells what they are to tell. For a thread that is
 /// alone in its process, or has files of its own: the descriptor is in its table meanwhile.
 pub(crate) fn ask() {
+    // The agent's memory is allocated and freed with signal handlers kept away.
+    let _quiet = Quiet::begin();
     let Some(path) = agent::get().and_then(|agent| agent.config.proc_files.as_deref()) else {
         return;
     };

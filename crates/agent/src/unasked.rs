@@ -82,9 +82,22 @@ pub(crate) fn bequeath(on: bool) {
         }
         // SAFETY: the list's entries are strings.
         if let Some(value) = value_in(unsafe { CStr::from_ptr(text) }) {
-            // SAFETY: within the string. It was put there by who executed this program, or by setenv(3),
-            // where it may be written to; a byte that another thread reads meanwhile is the old or the new.
-            unsafe { text.cast::<u8>().add(value).write(if on { b'1' } else { b'0' }) };
+            let new = if on { b'1' } else { b'0' };
+            let local = libc::iovec { iov_base: (&raw const new).cast_mut().cast(), iov_len: 1 };
+            let at = text.wrapping_add(value).cast();
+            let remote = libc::iovec { iov_base: at, iov_len: 1 };
+            // SAFETY: a byte within the string, which another thread finds the old or the new. By the kernel,
+            // which refuses where a program has made its environment read-only.
+            unsafe {
+                libc::process_vm_writev(
+                    libc::getpid(),
+                    &raw const local,
+                    1,
+                    &raw const remote,
+                    1,
+                    0,
+                )
+            };
             return;
         }
         entry = entry.wrapping_add(1);

@@ -495,6 +495,7 @@ impl Judge<'_> {
             PageState::Unread | PageState::Seen(_) | PageState::Unshared(_) => {}
         }
         tally.touched.sub(1);
+        region.program.touched.sub(1);
         record.set(PageState::Untouched);
     }
 }

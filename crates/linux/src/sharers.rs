@@ -99,11 +99,11 @@ impl Exempt {
     /// who was, in breach of the rules, which harms nobody but itself.)
     fn is_stranger(&self, pid: u32) -> io::Result<bool> {
         let stat = Stat::of(pid)?;
-        if stat.start_ticks < self.since_ticks {
-            return Ok(true);
+        // Older than the files, as a client may be, or not.
+        if self.given.contains(&ProcessId { pid, start_ticks: stat.start_ticks }) {
+            return Ok(false);
         }
-        let process = ProcessId { pid, start_ticks: stat.start_ticks };
-        if stat.has_executed && !self.given.contains(&process) {
+        if stat.start_ticks < self.since_ticks || stat.has_executed {
             return Ok(true);
         }
         let Some(users) = self.users.as_ref().filter(|users| !users.contains(&ROOT)) else {
@@ -362,6 +362,8 @@ mod tests {
         assert!(younger.is_stranger(me.pid).expect("proc"));
         let given = Exempt { given: vec![me], ..younger };
         assert!(!given.is_stranger(me.pid).expect("proc"));
+        let older = Exempt { since_ticks: me.start_ticks + 1, ..given };
+        assert!(!older.is_stranger(me.pid).expect("proc"), "given by whoever is younger");
     }
 
     /// A child that has executed nothing; killed when it is dropped.

@@ -171,6 +171,7 @@ impl Book {
         self.in_file.remove(pages);
         self.strays.remove(pages);
         self.returned.remove(pages);
+        self.take_failed(std::slice::from_ref(pages));
         let told: Vec<Vpn> = self.outcomes.range(pages.clone()).map(|(page, _)| *page).collect();
         for page in told {
             self.outcomes.remove(&page);
@@ -411,6 +412,8 @@ impl Book {
                     _ => return Err(Lie::OtherKind(number)),
                 };
                 if result == Unmerged::Done {
+                    // What failed before has come about.
+                    self.take_failed(ranges);
                     for range in ranges {
                         self.in_file.remove(range);
                         if !is_waited_for {

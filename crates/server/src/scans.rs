@@ -116,8 +116,12 @@ impl Host {
         for client in self.all_clients() {
             while !client.is_heard() && self.is_listed(&client) {
                 let now = Instant::now();
+                let (is_over, is_silent) = {
+                    let book = client.memory.book();
+                    (book.is_over(), book.is_silent(now))
+                };
                 // What a silent client has said may have to wait for what it does not say.
-                if now >= until || client.memory.book().is_silent(now) {
+                if now >= until || is_over || is_silent {
                     break;
                 }
                 if self.waits_to_stop(SOON) {

@@ -94,14 +94,19 @@ pub unsafe extern "C" fn munmap(start: *mut c_void, len: usize) -> c_int {
 /// As [`mmap`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn shmat(segment: c_int, at: *const c_void, flags: c_int) -> *mut c_void {
-    let mut about = std::mem::MaybeUninit::<libc::shmid_ds>::zeroed();
-    // SAFETY: there is room for what the kernel tells; all bits zero are a valid shmid_ds.
-    let size = unsafe {
-        let known = libc::shmctl(segment, libc::IPC_STAT, about.as_mut_ptr()) == 0;
-        known.then(|| about.assume_init().shm_segsz)
-    };
+    let size = segment_bytes(segment);
     // SAFETY: the program's own call.
     pointer(unsafe { calls::shmat(segment, at.expose_provenance(), flags, size) })
+}
+
+/// How large a segment is; None if the kernel does not say.
+pub(crate) fn segment_bytes(segment: c_int) -> Option<usize> {
+    let mut about = std::mem::MaybeUninit::<libc::shmid_ds>::zeroed();
+    // SAFETY: there is room for what the kernel tells; all bits zero are a valid shmid_ds.
+    unsafe {
+        let known = libc::shmctl(segment, libc::IPC_STAT, about.as_mut_ptr()) == 0;
+        known.then(|| about.assume_init().shm_segsz)
+    }
 }
 
 /// mremap(2), whose last argument is passed like any other.

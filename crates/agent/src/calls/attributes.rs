@@ -107,10 +107,17 @@ fn set_memory_merge(on: bool) -> Answer {
         here.start(true);
     } else if did {
         unasked::set(here.agent.unasked());
-        unasked::bequeath(false);
         here.unwant(&EVERYTHING);
         // Nothing is held over what follows.
-        drop(here.let_go(&EVERYTHING)?);
+        if let Err(error) = here.let_go(&EVERYTHING).map(drop) {
+            // It is as it was, so that it can be tried again.
+            unasked::set(Unasked::All);
+            if let Some(mut here) = enter() {
+                here.want(&EVERYTHING);
+            }
+            return Err(error);
+        }
+        unasked::bequeath(false);
     } else {
         return Ok(0);
     }
