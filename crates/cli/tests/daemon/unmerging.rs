@@ -117,18 +117,23 @@ fn ask(place: &Path, others: &[PathBuf], when: &str, more: impl Fn(u32) -> bool)
     numerge_topology::take_first_turns();
     let (mut answers, mut echoes, mut rounds) = (Vec::new(), Vec::new(), 0);
     let (say, said) = echo();
-    let mut timed = |work: &dyn Fn()| {
+    let mut timed = |what: &Path, work: &dyn Fn()| {
         let asked = Instant::now();
         work();
-        answers.push(asked.elapsed());
+        let took = asked.elapsed();
+        if took > Duration::from_millis(10) {
+            println!("{when}: {}: {took:?}", what.display());
+        }
+        answers.push(took);
         let asked = Instant::now();
         say.send(()).unwrap();
         said.recv().unwrap();
         echoes.push(asked.elapsed());
     };
     while more(rounds) {
-        others.iter().for_each(|file| timed(&|| drop(fs::read(file).unwrap())));
-        timed(&|| fs::write(place.join("sleep_millisecs"), "1\n").unwrap());
+        others.iter().for_each(|file| timed(file, &|| drop(fs::read(file).unwrap())));
+        let knob = place.join("sleep_millisecs");
+        timed(&knob, &|| fs::write(&knob, "1\n").unwrap());
         rounds += 1;
     }
     numerge_topology::take_ordinary_turns();
