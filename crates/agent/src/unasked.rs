@@ -41,12 +41,14 @@ pub(crate) fn is_wanted(len: usize, flags: i32) -> bool {
 }
 
 pub(crate) fn set(unasked: Unasked) {
-    UNASKED.store(unasked as u8, Ordering::Relaxed); // as above
+    // Relaxed: as in is_wanted().
+    UNASKED.store(unasked as u8, Ordering::Relaxed);
 }
 
 /// Whether all new mappings are wanted.
 pub(crate) fn wants_all() -> bool {
-    UNASKED.load(Ordering::Relaxed) == Unasked::All as u8 // as above
+    // Relaxed: as in is_wanted().
+    UNASKED.load(Ordering::Relaxed) == Unasked::All as u8
 }
 
 /// Whether who executed this program has set PR_SET_MEMORY_MERGE.

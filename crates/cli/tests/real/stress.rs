@@ -81,6 +81,7 @@ fn s1_1_writers_keep_writing_and_nothing_changes_but_by_them() {
             .collect();
         let watching = scope.spawn(|| {
             let (mut bounds, mut most_merged) = (Bounds::default(), 0);
+            // Relaxed: one look more or less does no harm.
             while !stop.load(Ordering::Relaxed) {
                 let counters = merger.counters();
                 bounds.check(counters);
