@@ -124,7 +124,7 @@ impl Bed {
 
     /// S5.6, for the machine and for each node. Only at rest.
     pub(crate) fn check_sums(&self) {
-        let c = self.merger.counters();
+        let (c, nodes) = self.counted();
         let all = c.pages_shared
             + c.pages_sharing
             + c.pages_unshared
@@ -133,11 +133,23 @@ impl Bed {
             + c.pages_untouched;
         assert_eq!(c.pages_registered, all, "{c:?}");
         assert_eq!(c.stable_nodes_queued, 0, "{c:?}");
-        sums::nodes_add_up(&c, &self.merger.nodes());
+        sums::nodes_add_up(&c, &nodes);
         let frames = self.merger.pools().into_iter().flat_map(|pool| pool.frames.into_values());
         assert_eq!(c.pages_shared, frames.sum::<u64>());
         let errors = self.merger.take_errors();
         assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    /// Counters and what they are by node, of one moment: at rest, too, a scan may end between two questions.
+    fn counted(&self) -> (Counters, Vec<NodeReport>) {
+        for _ in 0..1000 {
+            let before = self.merger.counters();
+            let nodes = self.merger.nodes();
+            if self.merger.counters() == before {
+                return (before, nodes);
+            }
+        }
+        panic!("counters are never at rest: {:?}", self.merger.counters())
     }
 
     /// A node's report.
