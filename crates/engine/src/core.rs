@@ -533,6 +533,7 @@ impl Core {
             attempted: self.tally.attempted.get(),
             refused: self.tally.refused.get(),
             deferred: self.tally.deferred.get(),
+            over_budget: self.tally.over_budget.get(),
             late,
             pages_registered: self.tally.registered.get(),
         }

@@ -182,6 +182,8 @@ pub struct Progress {
     pub refused: u64,
     /// Merges put off to the next look since their programs had too much to answer, in all.
     pub deferred: u64,
+    /// [`Counters::pages_over_budget`].
+    pub over_budget: u64,
     /// Merges whose programs have not answered yet.
     pub late: u64,
     /// [`Counters::pages_registered`].

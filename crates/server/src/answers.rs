@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_millis(1);
 /// How far a client is with what it was asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Answers {
-    /// There is no question any more.
+    /// None of what it was asked by then is a question any more.
     All,
     /// It may answer yet.
     Owed,
@@ -30,8 +30,8 @@ impl Host {
         clients
     }
 
-    /// Waits until none of the clients may answer yet, for as long as that is wanted and the server does
-    /// not end. Gives those that are silent.
+    /// Waits until none of the clients may answer yet what it was asked by now, for as long as that is wanted
+    /// and the server does not end. Gives those that are silent.
     pub(crate) fn wait_for_answers(
         &self,
         clients: &[Arc<Client>],

@@ -257,6 +257,11 @@ impl Book {
         !self.asked.is_empty()
     }
 
+    /// Whether it owes an answer to anything that it was asked by then.
+    pub(crate) fn owes_since(&self, then: Instant) -> bool {
+        self.asked.values().any(|(_, asked)| *asked <= then)
+    }
+
     /// Whether it may map frames at any moment.
     pub(crate) fn is_asked_to_merge(&self) -> bool {
         self.asked.values().any(|(asked, _)| matches!(asked, Asked::Merge(_)))

@@ -90,7 +90,7 @@ impl RemoteMemory {
     /// How far it is with what it was asked, for who has waited since then.
     pub(crate) fn answers(&self, since: Instant) -> Answers {
         let book = self.book();
-        if !book.is_asked_anything() || book.is_over() {
+        if !book.owes_since(since) || book.is_over() {
             return Answers::All;
         }
         let deadline = (book.heard().max(since) + ANSWER_WAIT).min(since + LONGEST_WAIT);

@@ -7,7 +7,8 @@
 //! - all that the clients had said at its beginning was carried out first,
 //! - each engine went over all its pages twice, from beginning to end, and as often again as there was
 //!   something to merge in the last round (what is refused is tried once more, and then not waited for:
-//!   what lies in a program's file may never be merged, and be found written to in every round),
+//!   what lies in a program's file may never be merged, and be found written to in every round), and so
+//!   often that what there were no mappings for was tried again after what gave some back,
 //! - the clients answered.
 //!
 //! Where clients have nothing that can be merged, as memory that may not be accessed, that is over soon, and
@@ -35,9 +36,11 @@ const SOON: Duration = Duration::from_millis(1);
 /// How long clients may take until all that they said is carried out.
 const HEAR_WAIT: Duration = Duration::from_secs(2);
 /// How often an engine goes over its pages again where there is always something to merge.
-const ROUNDS: u32 = 8;
+const ROUNDS: u64 = 8;
 /// Rounds in a row in which nothing but what is refused was tried, until there is nothing left to merge.
 const VAIN_ROUNDS: u32 = 2;
+/// For so many rounds, what is merged makes one wait for a try of what there were no mappings for.
+const BUDGET_ROUNDS: u64 = 4 * RETRY_PASSES;
 /// How long all engines do so where their clients can't keep up with them.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long one wait for an engine is, so that the server's end is noticed.
@@ -136,7 +139,8 @@ impl Host {
         let mut unasked = self.unasked(domain);
         // One is under way, then comes a whole one.
         let Some(mut before) = self.passes(domain, 2) else { return false };
-        let (mut rounds, mut vain, mut owed, mut all_answer) = (0, 0, 0, true);
+        let (mut rounds, mut vain, mut all_answer) = (0, 0, true);
+        let (mut unheard, mut unmapped) = (0, 0);
         loop {
             let Some(after) = self.passes(domain, 1) else { return false };
             let was_silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
@@ -147,9 +151,18 @@ impl Host {
             let tried = after.attempted - before.attempted;
             // What was tried just now need not be answered yet.
             let is_late = after.late > tried && all_answer;
-            vain = if may_merge(&after) == may_merge(&before) { vain + 1 } else { 0 };
-            // Who was silent for a moment is asked again when all are.
-            owed = if was_silent && all_answer { RETRY_PASSES } else { owed.saturating_sub(1) };
+            let merged = may_merge(&after) != may_merge(&before);
+            vain = if merged { 0 } else { vain + 1 };
+            // Both are tried again when all that could not be merged is: pages of who was silent for a moment,
+            // and those there were no mappings for, if some may have come free since.
+            unheard =
+                if was_silent && all_answer { RETRY_PASSES } else { unheard.saturating_sub(1) };
+            unmapped = match after.over_budget {
+                0 => 0,
+                _ if merged && rounds < BUDGET_ROUNDS => RETRY_PASSES,
+                _ => unmapped.saturating_sub(1),
+            };
+            let owed = unheard.max(unmapped);
             let is_done = (tried == 0 || vain >= VAIN_ROUNDS) && !is_late && owed == 0;
             let are_behind = after.deferred > before.deferred || is_late || owed > 0;
             if is_done || (rounds >= ROUNDS && !are_behind) || began.elapsed() > LONGEST {

@@ -421,6 +421,8 @@ impl<'a> Bed<'a> {
 
     fn check(&self) {
         assert_eq!(self.book.is_asked_anything(), !self.asked.is_empty());
+        let owes = self.book.owes_since(std::time::Instant::now());
+        assert_eq!(owes, !self.asked.is_empty());
         let merges = self.asked.values().filter(|question| matches!(question, Question::Merge(_)));
         let merges = merges.count();
         assert_eq!(self.book.is_asked_to_merge(), merges > 0);
