@@ -18,7 +18,7 @@ use numerge_protocol::{Buffer, Reason, SendError, Socket, ToClient, ToEngine};
 use parking_lot::Mutex;
 
 use crate::book::Lie;
-use crate::domain::Domain;
+use crate::domain::Member;
 use crate::host::Host;
 use crate::inbox::{Inbox, Order};
 use crate::link::Link;
@@ -38,7 +38,7 @@ const REJECT_WAIT: Duration = Duration::from_millis(100);
 pub(crate) struct Client {
     pub(crate) pid: NonZero<i32>,
     pub(crate) user: u32,
-    pub(crate) domain: Arc<Domain>,
+    pub(crate) domain: Member,
     pub(crate) memory: Arc<RemoteMemory>,
     pub(crate) inbox: Inbox,
     /// What the engine counts of it.
@@ -58,7 +58,7 @@ struct Guest {
     user: u32,
     pidfd: OwnedFd,
     process: RemoteProcess,
-    domain: Arc<Domain>,
+    domain: Member,
     serving: Serving,
 }
 
@@ -146,7 +146,7 @@ fn greet(host: &Host, link: &Link, buffer: &mut Buffer) -> Result<Option<Guest>,
         Rejection::new(Reason::Permission, format!("/proc/PID/ns/user: {error}"))
     })?;
     let id = host.options.domains.resolve(peer.uid, namespace, domain.as_deref())?;
-    let domain = host.domain(&id)?;
+    let domain = host.join(&id)?;
     let serving = domain.pools().serve(pid, peer.uid).map_err(|error| other(&error))?;
     // Lives still, so that it is this one which is served, and no later one of its number.
     if process.is_gone() {

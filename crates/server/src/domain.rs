@@ -1,7 +1,9 @@
 //! Security domains: who shares frames with whom.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use numerge_engine::machine::{Frames, Nodes};
 use numerge_engine::{Engine, EngineError, EngineOptions};
@@ -67,6 +69,24 @@ pub struct Domain {
     id: DomainId,
     engine: Engine,
     pools: Arc<FramePools>,
+    members: AtomicUsize,
+}
+
+/// A client's place in its domain, which stays for as long as anybody has one.
+pub(crate) struct Member(Arc<Domain>);
+
+impl Deref for Member {
+    type Target = Arc<Domain>;
+
+    fn deref(&self) -> &Arc<Domain> {
+        &self.0
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.0.members.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Why there is no domain.
@@ -90,7 +110,17 @@ impl Domain {
         // Full scans are counted from outside: see `scans`.
         let options = EngineOptions { advise_by_visits: false, ..options };
         let engine = Engine::new(frames, nodes, options)?;
-        Ok(Self { id, engine, pools })
+        Ok(Self { id, engine, pools, members: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn join(self: &Arc<Self>) -> Member {
+        self.members.fetch_add(1, Ordering::SeqCst);
+        Member(Arc::clone(self))
+    }
+
+    /// Whether it has no members. Others may look at it all the same, or scan it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.members.load(Ordering::SeqCst) == 0
     }
 
     /// Which one it is.

@@ -17,7 +17,7 @@ use rustix::event::EventfdFlags;
 use crate::allotments::Allotments;
 use crate::chatter::Chatter;
 use crate::client::Client;
-use crate::domain::{Domain, DomainId};
+use crate::domain::{Domain, DomainId, Member};
 use crate::journal::Journal;
 use crate::options::Options;
 use crate::rejection::Rejection;
@@ -121,15 +121,15 @@ impl Host {
         self.domains.lock().value(knob) == value
     }
 
-    /// The domain of that name, made if it is missing.
-    pub(crate) fn domain(&self, id: &DomainId) -> Result<Arc<Domain>, Rejection> {
+    /// A place in the domain of that name, which is made if it is missing.
+    pub(crate) fn join(&self, id: &DomainId) -> Result<Member, Rejection> {
         let unavailable = |text: String| Rejection::new(Reason::Unavailable, text);
         let mut registry = self.domains.lock();
         if let Some(domain) = registry.domains.get(id) {
-            return Ok(Arc::clone(domain));
+            return Ok(domain.join());
         }
         if registry.domains.len() >= self.options.quotas.domains {
-            let idle = registry.domains.iter().find(|(_, domain)| Arc::strong_count(domain) == 1);
+            let idle = registry.domains.iter().find(|(_, domain)| domain.is_idle());
             let idle = idle.map(|(id, _)| id.clone());
             let idle =
                 idle.ok_or_else(|| unavailable("as many security domains as allowed".into()))?;
@@ -145,8 +145,9 @@ impl Host {
             domain.engine().set(knob, value).map_err(|error| unavailable(error.to_string()))?;
         }
         let domain = Arc::new(domain);
-        registry.domains.insert(id.clone(), Arc::clone(&domain));
-        Ok(domain)
+        let member = domain.join();
+        registry.domains.insert(id.clone(), domain);
+        Ok(member)
     }
 
     // What is said in the log.
