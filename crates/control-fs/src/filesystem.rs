@@ -23,6 +23,7 @@ use crate::relay::WRITE_BYTES;
 use crate::source::{Source, errno};
 use crate::text;
 use crate::tree::{NEVER, PAGE, Tree};
+use crate::turns::Turns;
 use crate::writes::Writes;
 
 /// Threads of a kind at one time.
@@ -36,6 +37,7 @@ struct Inner {
     tree: Tree,
     writes: Arc<Writes>,
     handles: Handles,
+    turns: Arc<Turns>,
     /// Threads at work for readers, and for writers: whoever floods the one is none of the others.
     readers: AtomicUsize,
     writers: AtomicUsize,
@@ -43,15 +45,27 @@ struct Inner {
 
 impl ControlFilesystem {
     /// `owner` is whose the files are, user and group.
-    pub(crate) fn new(source: Arc<dyn Source>, writes: Arc<Writes>, owner: (u32, u32)) -> Self {
+    pub(crate) fn new(
+        source: Arc<dyn Source>,
+        writes: Arc<Writes>,
+        turns: Arc<Turns>,
+        owner: (u32, u32),
+    ) -> Self {
         let inner = Inner {
             tree: Tree::new(source, owner),
             writes,
             handles: Handles::default(),
+            turns,
             readers: AtomicUsize::new(0),
             writers: AtomicUsize::new(0),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// For the thread that is asked, with each request.
+    fn inner(&self) -> &Arc<Inner> {
+        self.inner.turns.follow();
+        &self.inner
     }
 }
 
@@ -73,9 +87,11 @@ impl Inner {
             return Err(libc::EINTR);
         }
         self.tree.begin_to_unmerge();
+        let unmerging = self.turns.unmerging();
         // Nobody waits for this thread but the writer, and all others' answers come before it.
         numerge_topology::take_ordinary_turns();
         let unmerged = self.tree.source.set(Knob::Run, 2);
+        drop(unmerging);
         let is_interrupted = self.writes.end_to_unmerge(number);
         match unmerged.map_err(|error| errno(&error)) {
             // All was done when the signal came, which may have set `run` to 0 already.
@@ -121,7 +137,7 @@ impl Filesystem for ControlFilesystem {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let inner = &self.inner;
+        let inner = self.inner();
         let found = name.to_str().and_then(|name| inner.tree.find(parent, name));
         match found.and_then(|ino| inner.tree.attributes(ino).ok()) {
             Some((kept, attributes)) => {
@@ -133,7 +149,7 @@ impl Filesystem for ControlFilesystem {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.inner.tree.attributes(ino) {
+        match self.inner().tree.attributes(ino) {
             Ok((kept, attributes)) => reply.attr(&kept, &attributes),
             Err(error) => reply.error(error),
         }
@@ -161,14 +177,14 @@ impl Filesystem for ControlFilesystem {
         if mode.is_some() || uid.is_some() || gid.is_some() {
             return reply.error(Errno::EPERM);
         }
-        match self.inner.tree.attributes(ino) {
+        match self.inner().tree.attributes(ino) {
             Ok((kept, attributes)) => reply.attr(&kept, &attributes),
             Err(error) => reply.error(error),
         }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let inner = &self.inner;
+        let inner = self.inner();
         let is_knob = inner.tree.knob(ino).is_some();
         // Root too: the mode alone would let it.
         if flags.acc_mode() != OpenAccMode::O_RDONLY && !is_knob {
@@ -195,11 +211,11 @@ impl Filesystem for ControlFilesystem {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(begun) = self.inner.handles.begun(handle.0) else {
+        let Some(begun) = self.inner().handles.begun(handle.0) else {
             return reply.error(Errno::EBADF);
         };
         if let Some(file) = OfProcess::of(ino) {
-            return match self.inner.tree.process(file) {
+            return match self.inner().tree.process(file) {
                 Ok(process) => reply.data(&bytes(&begun, offset, size, || file.text(&process))),
                 Err(error) => reply.error(error),
             };
@@ -209,10 +225,10 @@ impl Filesystem for ControlFilesystem {
                 inner.tree.file(ino).read(&*inner.tree.source)
             }));
         };
-        match self.inner.tree.file(ino).kind {
-            Kind::OfNode(..) => aside(&self.inner, |inner| &inner.readers, answer),
+        match self.inner().tree.file(ino).kind {
+            Kind::OfNode(..) => aside(self.inner(), |inner| &inner.readers, answer),
             Kind::Counter(_) | Kind::Knob(_) | Kind::Directory(_) | Kind::Processes => {
-                answer(&self.inner);
+                answer(self.inner());
             }
         }
     }
@@ -235,7 +251,7 @@ impl Filesystem for ControlFilesystem {
             Ok(()) => reply.written(u32::try_from(text.len()).unwrap_or(0)),
             Err(number) => reply.error(error(number)),
         };
-        aside(&self.inner, |inner| &inner.writers, answer);
+        aside(self.inner(), |inner| &inner.writers, answer);
     }
 
     /// Says that there is nothing to do for anybody who closes a file, and is not asked again.
@@ -257,7 +273,7 @@ impl Filesystem for ControlFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.inner.handles.close(handle.0);
+        self.inner().handles.close(handle.0);
         reply.ok();
     }
 
@@ -269,7 +285,7 @@ impl Filesystem for ControlFilesystem {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let inner = &self.inner;
+        let inner = self.inner();
         let Some(inside) = inner.tree.inside(ino) else {
             return reply.error(Errno::ENOTDIR);
         };

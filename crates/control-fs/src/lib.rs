@@ -30,6 +30,7 @@ mod relay;
 mod source;
 mod text;
 mod tree;
+mod turns;
 mod writes;
 
 pub use mount::{ControlFs, MountError};

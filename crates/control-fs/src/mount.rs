@@ -8,6 +8,7 @@ use crate::filesystem::ControlFilesystem;
 use crate::place::{Mounted, Place};
 use crate::relay::Relay;
 use crate::source::Source;
+use crate::turns::Turns;
 use crate::writes::Writes;
 
 /// Why there are no files.
@@ -82,12 +83,13 @@ impl ControlFs {
         // From here on dropping takes all of it away.
         let mut files =
             Self { place, path: path.clone(), writes: noted, relay: None, session: None };
-        let filesystem = ControlFilesystem::new(source, Arc::clone(&writes), owner);
-        // A thread of its own, whose turns all threads get that come from it: somebody waits for them, on
-        // machines that are busy unmerging, say (S5.2).
+        let turns = Arc::new(Turns::default());
+        let filesystem =
+            ControlFilesystem::new(source, Arc::clone(&writes), Arc::clone(&turns), owner);
+        // A thread of its own, whose turns all threads get that come from it: somebody waits for them.
         let starter = std::thread::Builder::new().name("control-fs".into()).spawn(move || {
-            numerge_topology::take_first_turns();
-            let (relay, far) = Relay::start(device, writes)?;
+            numerge_topology::take_short_turns();
+            let (relay, far) = Relay::start(device, writes, turns)?;
             let config = fuser::Config::default();
             let session = fuser::Session::from_fd(filesystem, far, fuser::SessionACL::All, config);
             Ok((relay, session.and_then(fuser::Session::spawn)))

@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 
+use crate::turns::Turns;
 use crate::writes::Writes;
 
 /// Most bytes that the kernel is to send with one write. All but the first page of it is left unread,
@@ -38,7 +39,11 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// Relays between a /dev/fuse that is mounted and the descriptor that is given back.
-    pub(crate) fn start(device: OwnedFd, writes: Arc<Writes>) -> io::Result<(Self, OwnedFd)> {
+    pub(crate) fn start(
+        device: OwnedFd,
+        writes: Arc<Writes>,
+        turns: Arc<Turns>,
+    ) -> io::Result<(Self, OwnedFd)> {
         let flags = SocketFlags::CLOEXEC;
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         rustix::io::ioctl_fionbio(&device, true)?;
@@ -46,13 +51,14 @@ impl Relay {
         let mut relay = Self { threads: Vec::new(), stop: Arc::clone(&stop) };
         let (device, near) = (Arc::new(device), Arc::new(near));
         let (to, from, noted) = (Arc::clone(&device), Arc::clone(&near), Arc::clone(&writes));
+        let same = Arc::clone(&turns);
         let requests = move || {
-            pass_requests(&device, &near, &stop, &writes);
+            pass_requests(&device, &near, &stop, &writes, &turns);
             // The other one ends with the answer; if there is nobody to give one, at once.
             let _ = send(&near, &end());
         };
         relay.spawn("control-fs-in", requests)?;
-        relay.spawn("control-fs-out", move || pass_answers(&from, &to, &noted))?;
+        relay.spawn("control-fs-out", move || pass_answers(&from, &to, &noted, &same))?;
         Ok((relay, far))
     }
 
@@ -72,7 +78,13 @@ impl Drop for Relay {
     }
 }
 
-fn pass_requests(device: &OwnedFd, near: &OwnedFd, stop: &OwnedFd, writes: &Arc<Writes>) {
+fn pass_requests(
+    device: &OwnedFd,
+    near: &OwnedFd,
+    stop: &OwnedFd,
+    writes: &Arc<Writes>,
+    turns: &Turns,
+) {
     let mut buffer = vec![0; MESSAGE_BYTES];
     loop {
         let mut polled = [PollFd::new(stop, PollFlags::IN), PollFd::new(device, PollFlags::IN)];
@@ -88,6 +100,7 @@ fn pass_requests(device: &OwnedFd, near: &OwnedFd, stop: &OwnedFd, writes: &Arc<
             // Most often: not mounted any more.
             Err(_) => return,
         };
+        turns.follow();
         match opcode(request) {
             Some(FUSE_INTERRUPT) => {
                 if let Some(number) = number(request, IN_HEADER_BYTES) {
@@ -108,7 +121,7 @@ fn pass_requests(device: &OwnedFd, near: &OwnedFd, stop: &OwnedFd, writes: &Arc<
     }
 }
 
-fn pass_answers(near: &OwnedFd, device: &OwnedFd, writes: &Writes) {
+fn pass_answers(near: &OwnedFd, device: &OwnedFd, writes: &Writes, turns: &Turns) {
     let mut buffer = vec![0; MESSAGE_BYTES];
     loop {
         let answer = match rustix::net::recv(near, &mut buffer[..], RecvFlags::empty()) {
@@ -117,6 +130,7 @@ fn pass_answers(near: &OwnedFd, device: &OwnedFd, writes: &Writes) {
             Err(Errno::INTR) => continue,
             Err(_) => return,
         };
+        turns.follow();
         match number(answer, NUMBER_AT) {
             Some(END) => return,
             Some(number) => writes.end(number),

@@ -3,7 +3,8 @@
 //! What that is was tried out: another user's `/proc/PID/maps` takes CAP_SYS_PTRACE, and its
 //! `/proc/PID/mem`, whose file belongs to that user, CAP_DAC_READ_SEARCH beside it. Page tables are
 //! read by the descriptor that the client passes, and where its pages are is asked with the former.
-//! CAP_SYS_NICE would only be needed to move frames that are in use, which the daemon does not do.
+//! CAP_SYS_NICE would only be needed to move frames that are in use, which the daemon does not do, and for
+//! turns on a CPU before others', for which a limit is enough.
 
 use std::error::Error;
 
@@ -32,6 +33,7 @@ pub(super) fn find(name: &str) -> Result<User, Box<dyn Error>> {
 /// Becomes that user for good, without other groups and with no capability but what is kept. Before any
 /// other thread is there: capabilities are each thread's own.
 pub(super) fn become_user(user: &User) -> Result<(), Box<dyn Error>> {
+    allow_first_turns();
     let name = &user.name;
     let failed = |call: &'static str| {
         move |error: &dyn Error| format!("can't become user {name}: {call}: {error}")
@@ -61,6 +63,15 @@ pub(super) fn become_user(user: &User) -> Result<(), Box<dyn Error>> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| failed("PR_SET_NO_NEW_PRIVS")(&error))?;
     Ok(())
+}
+
+/// Allows threads to have their turns before others', as those who answer at control files while all is unmerged.
+fn allow_first_turns() {
+    if rustix::process::getrlimit(Resource::Rtprio).maximum == Some(0) {
+        let wanted = Rlimit { current: Some(1), maximum: Some(1) };
+        // Without it they have short turns.
+        let _ = rustix::process::setrlimit(Resource::Rtprio, wanted);
+    }
 }
 
 /// Keeps other processes of this user from looking into this one, which can look into theirs and has

@@ -84,6 +84,9 @@ fn unmerge_with_signal(files: &Path, is_time: impl Fn() -> bool) -> std::io::Err
     writer.join().unwrap().unwrap_err()
 }
 
+/// Between questions: who asks without a rest takes half the CPUs of a small machine from the unmerging.
+const PACE: Duration = Duration::from_micros(250);
+
 /// A thread that gives back what it is given: how long that takes is what this machine, as busy as it is, takes
 /// for an answer of anybody's.
 fn echo() -> (Sender<()>, Receiver<()>) {
@@ -112,7 +115,7 @@ fn figures(times: &mut [Duration]) -> String {
 
 /// Asks all files again and again for as long as `more` of the rounds so far says so. Prints how long answers took,
 /// and those of a thread of the asker's at the same time; gives how many rounds there were.
-fn ask(place: &Path, others: &[PathBuf], when: &str, more: impl Fn(u32) -> bool) -> u32 {
+fn ask(place: &Path, others: &[PathBuf], when: &str, mut more: impl FnMut(u32) -> bool) -> u32 {
     // How long an answer takes is asked, not how long the asker waits for a CPU afterwards.
     numerge_topology::take_first_turns();
     let (mut answers, mut echoes, mut rounds) = (Vec::new(), Vec::new(), 0);
@@ -129,6 +132,7 @@ fn ask(place: &Path, others: &[PathBuf], when: &str, more: impl Fn(u32) -> bool)
         say.send(()).unwrap();
         said.recv().unwrap();
         echoes.push(asked.elapsed());
+        std::thread::sleep(PACE);
     };
     while more(rounds) {
         others.iter().for_each(|file| timed(file, &|| drop(fs::read(file).unwrap())));
@@ -145,15 +149,40 @@ fn ask(place: &Path, others: &[PathBuf], when: &str, more: impl Fn(u32) -> bool)
     rounds
 }
 
+/// Whether all the threads that answer run before others.
+fn are_first(daemon: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{daemon}/task")).unwrap();
+    let policies = tasks.filter_map(|task| {
+        let task = task.unwrap();
+        // Gone by now, if it can't be read.
+        let name = fs::read_to_string(task.path().join("comm")).ok()?;
+        let number = task.file_name().to_str()?.parse().ok()?;
+        let answers = ["control-fs-in", "control-fs-out", "fuser-0"].contains(&name.trim_end());
+        // SAFETY: asks for a number.
+        answers.then(|| unsafe { libc::sched_getscheduler(number) })
+    });
+    let policies: Vec<i32> = policies.collect();
+    assert_eq!(policies.len(), 3);
+    policies.iter().all(|policy| *policy == libc::SCHED_RR)
+}
+
 /// Unmerges all, and gives how often all other files answered meanwhile.
-fn unmerge_and_ask(place: &Path, others: &[PathBuf]) -> u32 {
+fn unmerge_and_ask(daemon: u32, place: &Path, others: &[PathBuf]) -> u32 {
     let began = Instant::now();
     let writer = unmerge(place);
     until("it has begun", || counter(place, "run") == 2 || writer.is_finished());
-    let rounds = ask(place, others, "while run=2 unmerges", |_| !writer.is_finished());
+    let mut ordinary = 0;
+    let rounds = ask(place, others, "while run=2 unmerges", |rounds| {
+        let is_finished = writer.is_finished();
+        ordinary += u32::from(rounds > 0 && !is_finished && !are_first(daemon));
+        !is_finished
+    });
+    // The last look may have been when it was over.
+    assert!(ordinary <= 1, "{ordinary} of {rounds} times files waited for their turn");
     writer.join().unwrap().unwrap_or_else(|error| panic!("run=2: {error}"));
     println!("run=2 over {} MiB: {:?}", mib(), began.elapsed());
     ask(place, others, "as often, with nothing to unmerge", |asked| asked < rounds);
+    assert!(!are_first(daemon), "with nothing to do");
     // The last may have been over only afterwards.
     rounds.saturating_sub(1)
 }
@@ -195,7 +224,7 @@ fn s5_2_all_files_answer_while_run_2_unmerges_and_it_can_be_ended() {
     let rounds = (0..TRIES).map(|_| {
         fs::write(place.join("run"), "1\n").unwrap();
         until("all is merged", is_merged);
-        unmerge_and_ask(&place, &others)
+        unmerge_and_ask(daemon.child.id(), &place, &others)
     });
     // One is enough to show it; a busy machine may not get round all files the first time.
     assert!(rounds.into_iter().any(|rounds| rounds > 0), "not all files answered meanwhile");
