@@ -97,7 +97,8 @@
 //!   not; it does as it is told, sends `Bye` and closes. The engine waits for that a while.
 //! - **The end of the connection without any of these** is the same as `Bye` to an engine that sees
 //!   the client's process end, and as `Leave { keep: true }` to a client. An engine whose client
-//!   closes but lives must take the pages for merged still: their frames are not free.
+//!   closes but lives must take the pages for merged still: their frames are not free. But a process
+//!   sends another `Hello` only when it carries out nothing any more that it was asked before.
 //! - Who receives what is refused here closes the connection: an engine after `Rejected`, a client
 //!   after `Bye`. Descriptors that came with it are closed by [`Socket::receive`].
 //!

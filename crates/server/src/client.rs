@@ -48,6 +48,8 @@ pub(crate) struct Client {
     pub(crate) counted: Mutex<Counted>,
     /// Whether a message is being received or taken in.
     is_taking_in: AtomicBool,
+    /// Whether its process has greeted again, and carries out nothing any more that it was asked here.
+    is_superseded: AtomicBool,
     /// Given up before the engine takes anything that the client maps for free.
     serving: Mutex<Option<Serving>>,
 }
@@ -87,6 +89,7 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
         registered: AtomicU64::new(0),
         counted: Mutex::default(),
         is_taking_in: AtomicBool::new(false),
+        is_superseded: AtomicBool::new(false),
         serving: Mutex::new(Some(serving)),
     });
     if !host.welcome(number, &client) || client.send_welcome(&host.options).is_err() {
@@ -94,6 +97,9 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
     }
     host.on_behalf_of(user, |unsaid| {
         tracing::info!(%pid, uid = user, domain = %client.domain.id(), unsaid, "client has come");
+    });
+    host.all_clients().iter().filter(|other| other.pid == pid).for_each(|other| {
+        other.is_superseded.store(!Arc::ptr_eq(other, &client), Ordering::SeqCst);
     });
     std::thread::scope(|scope| {
         let work = || Worker::new(host, &client).run();
@@ -246,6 +252,10 @@ impl Client {
         if !self.memory.link().send_patiently(&ToClient::Leave { keep }, REJECT_WAIT) {
             self.memory.link().hang_up();
         }
+    }
+
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.is_superseded.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_taking_in(&self) -> bool {

@@ -289,12 +289,15 @@ impl<'a> Worker<'a> {
         self.known = Known::default();
     }
 
-    /// A client that hung up with questions unanswered may carry them out yet, for as long as it lives:
-    /// what they name must stay.
+    /// A client that hung up with questions unanswered may carry them out yet, for as long as it lives or until
+    /// it greets again: what they name must stay.
     fn wait_for_the_last_merge(&self) {
         let memory = &self.client.memory;
         let mut looks = 0;
-        while memory.book().is_asked_to_merge() && !memory.process().is_gone() {
+        while memory.book().is_asked_to_merge()
+            && !self.client.is_superseded()
+            && !memory.process().is_gone()
+        {
             let wait = if looks < SOON_LOOKS { SOON } else { LATER };
             looks += 1;
             if self.host.waits_to_stop(wait) {

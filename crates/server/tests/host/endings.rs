@@ -237,6 +237,36 @@ fn s1_1_who_hangs_up_with_questions_unanswered_keeps_their_frames() {
 }
 
 #[test]
+fn s1_1_who_connects_again_keeps_its_memory_and_is_one_client() {
+    let Some(bed) = Bed::new() else { return };
+    let mut one = bed.client();
+    one.ask(&format!("map {PAGES} 1 1"));
+    one.ask("manner slow");
+    one.ask("register 0");
+    let mut other = bed.client_with(PAGES, 1, 1);
+    until(|| bed.server.counters().pages_shared > 0, || "nothing is shared".into());
+    bed.scan_twice();
+    one.ask("hang-up");
+    // It has merged its pages, which nobody was told of.
+    client_count(&bed, 2);
+    assert_eq!(one.ask(&format!("connect {}", bed.socket())), "welcome");
+    client_count(&bed, 2);
+    let registered = || bed.server.counters().pages_registered;
+    until(|| registered() == PAGES, || format!("{} pages registered", registered()));
+    other.kill();
+    let mut more = [bed.client_with(PAGES, 501, 1), bed.client_with(PAGES, 501, 1)];
+    bed.until_merged(PAGES, PAGES);
+    bed.scan_twice();
+    assert!(bed.server.waiting_frames() > 0, "it maps them");
+    assert_eq!(one.ask("wrong 0 1 1"), "0");
+    one.kill();
+    until(|| bed.server.waiting_frames() == 0, || format!("{} wait", bed.server.waiting_frames()));
+    for client in &mut more {
+        assert_eq!(client.ask("wrong 0 501 1"), "0");
+    }
+}
+
+#[test]
 fn s5_3_pages_gone_while_they_are_asked_about() {
     let Some(bed) = Bed::new() else { return };
     let mut one = bed.client();
