@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::agent::{self, Agent, enter};
 use crate::client::Client;
 use crate::config::Config;
+use crate::foreign::Objects;
 use crate::greeting::End;
 use crate::session::Session;
 use crate::{loan, threads};
@@ -50,6 +51,12 @@ pub(crate) fn run() {
     if let Err(why) = threads::leave_programs_files() {
         return complain(agent, why);
     }
+    // A program that has the agent for itself knows what becomes of the regions that it names.
+    let mut objects = agent.complains.then(Objects::default);
+    if let Some(why) = objects.as_mut().and_then(Objects::new_foreign) {
+        be_deaf();
+        return complain(agent, why);
+    }
     let client = match prepare(agent) {
         Ok(client) => client,
         Err(why) => {
@@ -65,7 +72,7 @@ pub(crate) fn run() {
     let mut rest = Rest::new();
     loop {
         let began = Instant::now();
-        let ended = attend(agent, &client);
+        let ended = attend(agent, &client, objects.as_mut());
         be_deaf();
         match ended {
             Ok(End::ForEver(why)) => {
@@ -129,10 +136,14 @@ fn borrow(config: &Config) -> Result<Option<UffdDevice>, String> {
 }
 
 /// One connection, from its beginning to its end.
-fn attend(agent: &Agent, client: &Client) -> Result<End, SocketError> {
+fn attend(
+    agent: &Agent,
+    client: &Client,
+    objects: Option<&mut Objects>,
+) -> Result<End, SocketError> {
     let socket = Socket::connect(&agent.config.socket)?;
     socket.set_nonblocking(true)?;
-    let end = Session::new(&socket, client).serve(&agent.config);
+    let end = Session::new(&socket, client, objects).serve(&agent.config);
     if let Some(mut here) = enter() {
         here.set_connected(false);
     }

@@ -27,6 +27,7 @@ use rustix::event::PollFlags;
 use crate::agent::enter;
 use crate::client::Client;
 use crate::config::Config;
+use crate::foreign::Objects;
 use crate::greeting::{End, greet, rejected};
 use crate::known;
 use crate::service::{IDLE, drain, wait};
@@ -45,6 +46,8 @@ const LOOK_RANGES: usize = 4096;
 pub(crate) struct Session<'a> {
     socket: &'a Socket,
     client: &'a Client,
+    /// Looked at before anything is registered.
+    objects: Option<&'a mut Objects>,
     buffer: Buffer,
     /// Taken from the queue, not sent yet.
     outgoing: VecDeque<Out>,
@@ -54,10 +57,15 @@ pub(crate) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(crate) fn new(socket: &'a Socket, client: &'a Client) -> Self {
+    pub(crate) fn new(
+        socket: &'a Socket,
+        client: &'a Client,
+        objects: Option<&'a mut Objects>,
+    ) -> Self {
         Self {
             socket,
             client,
+            objects,
             buffer: Buffer::new(),
             outgoing: VecDeque::new(),
             next_look: Instant::now(),
@@ -283,7 +291,13 @@ impl<'a> Session<'a> {
             self.next_look = now + LOOK_DELAY;
             return Ok(LOOK_DELAY);
         }
-        // Without the lock, for it can take long. What changes meanwhile is noted anew.
+        // Both without the lock, for they can take long. What changes meanwhile is noted anew.
+        if let Some(why) = self.objects.as_mut().and_then(|objects| objects.new_foreign()) {
+            // What there is no memory for stays merged: the frames' files are ours too.
+            let _ = self.begin_anew();
+            self.say_goodbye();
+            return Err(End::ForEver(why));
+        }
         let Ok(parts) = Part::find(&ready) else {
             self.next_look = now + IDLE;
             return Ok(IDLE);

@@ -1,0 +1,57 @@
+/* What looks like a program of Go's, or loads a library that does, as a build with cgo.
+ *
+ * usage: go [LIBRARY]
+ * Maps equal pages; once they are merged, or 2 s later, loads LIBRARY and waits until they are not merged any more,
+ * or a minute. Ends with 7 if all of them are right. */
+#include "pages.h"
+#include <dlfcn.h>
+
+#ifdef GO_NOTE
+__asm__(".section .note.go.buildid,\"a\",%note\n"
+        ".balign 4\n"
+        ".long 4, 8, 4\n"
+        ".asciz \"Go\\0\"\n"
+        ".ascii \"id/build\"\n"
+        ".previous\n");
+#endif
+#ifdef GO_INFORMATION
+__attribute__((used, aligned(16), section(".data"))) static char information[64] = "\xff Go buildinf:";
+#endif
+
+#ifdef LIBRARY
+int loaded;
+#else
+enum { PAGES = 512, GOOD = 7 };
+
+/* Pages that are the program's own. */
+static size_t own_pages(const char *memory) {
+    size_t found = 0;
+    for (size_t n = 0; n < PAGES; n++) {
+        uint64_t entry;
+        int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        off_t at = (off_t)((uintptr_t)memory / PAGE + n) * (off_t)sizeof entry;
+        if (fd < 0 || pread(fd, &entry, sizeof entry, at) != sizeof entry) FAIL("pagemap");
+        close(fd);
+        /* There, and of no file. */
+        found += entry >> 63 && !(entry >> 61 & 1);
+    }
+    return found;
+}
+
+int main(int argc, char **argv) {
+    char *memory = map_pages(PAGES);
+    for (size_t n = 0; n < PAGES; n++) fill(memory + n * PAGE, 1 + n % 4);
+    for (int n = 0; n < 100 && own_pages(memory); n++) usleep(20000);
+    if (argc > 1) {
+        if (own_pages(memory)) FAIL("not merged");
+        if (!dlopen(argv[1], RTLD_NOW)) FAIL("%s", dlerror());
+        /* A reason to look. */
+        map_pages(PAGES);
+        for (int n = 0; n < 3000 && own_pages(memory) < PAGES; n++) usleep(20000);
+        if (own_pages(memory) < PAGES) FAIL("merged still");
+    }
+    for (size_t n = 0; n < PAGES; n++)
+        if (differs(memory + n * PAGE, 1 + n % 4) >= 0) FAIL("page %zu is wrong", n);
+    return GOOD;
+}
+#endif
