@@ -50,7 +50,7 @@ pub fn node(n: &NodeReport) -> Map<String, Value> {
         "full_scans": n.full_scans,
         "stable_node_chains": n.stable_node_chains,
         "stable_node_dups": n.stable_node_dups,
-        "stable_nodes_queued": n.stable_nodes_queued,
+        "stable_nodes_left": n.stable_nodes_left,
         "stable_nodes_replaced": n.stable_nodes_replaced,
         "ksm_zero_pages": n.ksm_zero_pages,
         "general_profit": n.general_profit(),

@@ -61,7 +61,7 @@ const NODE: [(&str, OfNode); 20] = [
     ("sharers_remote", |n| n.sharers_remote.into()),
     ("stable_node_chains", |n| n.stable_node_chains.into()),
     ("stable_node_dups", |n| n.stable_node_dups.into()),
-    ("stable_nodes_queued", |n| n.stable_nodes_queued.into()),
+    ("stable_nodes_left", |n| n.stable_nodes_left.into()),
     ("stable_nodes_replaced", |n| n.stable_nodes_replaced.into()),
 ];
 

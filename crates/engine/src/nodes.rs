@@ -56,7 +56,7 @@ pub struct NodeReport {
     /// Frames of such contents on it.
     pub stable_node_dups: u64,
     /// Stable nodes taken out of its tree to the migrate queue, in all.
-    pub stable_nodes_queued: u64,
+    pub stable_nodes_left: u64,
     /// Stable nodes put in its tree out of the migrate queue, in all.
     pub stable_nodes_replaced: u64,
     /// Pages mapped to frames on it whose home is another node.
@@ -131,7 +131,7 @@ fn of_shard(shard: &Shard) -> NodeReport {
         pages_scanned_remote,
         pages_skipped: shard.skipped.get(),
         pages_broken: shard.broken.get(),
-        stable_nodes_queued: shard.queued.get(),
+        stable_nodes_left: shard.queued.get(),
         stable_nodes_replaced: shard.replaced.get(),
         ..NodeReport::nothing_on(shard.nid)
     }
@@ -157,7 +157,7 @@ impl NodeReport {
             pages_broken: 0,
             stable_node_chains: 0,
             stable_node_dups: 0,
-            stable_nodes_queued: 0,
+            stable_nodes_left: 0,
             stable_nodes_replaced: 0,
             sharers_remote: 0,
             metadata_bytes: 0,
@@ -195,7 +195,7 @@ impl NodeReport {
         self.pages_broken += other.pages_broken;
         self.stable_node_chains += other.stable_node_chains;
         self.stable_node_dups += other.stable_node_dups;
-        self.stable_nodes_queued += other.stable_nodes_queued;
+        self.stable_nodes_left += other.stable_nodes_left;
         self.stable_nodes_replaced += other.stable_nodes_replaced;
         self.sharers_remote += other.sharers_remote;
         self.metadata_bytes += other.metadata_bytes;

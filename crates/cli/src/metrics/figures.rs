@@ -162,8 +162,8 @@ const NODE: [Figure<NodeReport>; 17] = [
     ("node_pages_skipped", Counter, "Looks at a node's pages left out by smart_scan", |n| {
         n.pages_skipped.into()
     }),
-    ("node_stable_nodes_queued", Counter, "Frames that left a node's tree", |n| {
-        n.stable_nodes_queued.into()
+    ("node_stable_nodes_left", Counter, "Frames that left a node's tree", |n| {
+        n.stable_nodes_left.into()
     }),
     ("node_stable_nodes_replaced", Counter, "Frames that came to a node's tree", |n| {
         n.stable_nodes_replaced.into()

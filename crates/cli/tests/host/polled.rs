@@ -99,7 +99,7 @@ impl Bounds {
                 "bytes_saved" => (0, 2 * most * 4096),
                 "metadata_bytes" | "metadata_bytes_remote" => (0, MOST_METADATA),
                 "frames_refused" => (0, 0),
-                "stable_nodes_queued" if counter == name => (0, most),
+                "stable_nodes_queued" => (0, most),
                 // They only rise.
                 "pages_scanned"
                 | "pages_scanned_remote"
@@ -108,7 +108,7 @@ impl Bounds {
                 | "full_scans"
                 | "fingerprint_collisions"
                 | "stable_nodes_replaced"
-                | "stable_nodes_queued" => (self.last.get(name).copied().unwrap_or(0), i64::MAX),
+                | "stable_nodes_left" => (self.last.get(name).copied().unwrap_or(0), i64::MAX),
                 _ if KINDS.contains(&counter) => (0, most),
                 // Knobs, and what else there is.
                 _ => (0, 1 << 32),

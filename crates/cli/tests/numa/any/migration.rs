@@ -51,7 +51,7 @@ impl Case {
         assert_eq!((self.bed.figures(self.a), self.bed.figures(self.b)), (on_a, on_b));
         for (nid, moved) in [self.a, self.b].into_iter().zip(moves) {
             let node = self.bed.node(nid);
-            let found = (node.stable_nodes_queued, node.stable_nodes_replaced);
+            let found = (node.stable_nodes_left, node.stable_nodes_replaced);
             assert_eq!(found, moved, "stable nodes that left and came to node {nid}");
         }
         self.bed.unmerge(&self.guests.iter().collect::<Vec<_>>());
@@ -215,7 +215,7 @@ fn s4_3_frames_move_back_where_that_is_wanted() {
     kernel::migratepages(a, b);
     assert!(guests[0].nodes().iter().all(|found| *found == Some(b)));
     let c = bed.settle();
-    assert_eq!((c.stable_nodes_replaced, bed.node(a).stable_nodes_queued), (0, 0));
+    assert_eq!((c.stable_nodes_replaced, bed.node(a).stable_nodes_left), (0, 0));
     assert_eq!((bed.figures(a), bed.figures(b)), figures);
     guests[0].check_is_on(a);
     guests[1].check_is_on(b);
