@@ -31,7 +31,7 @@
 //!   made in the midst of a merge; they are not merged.
 //! - Static programs are not seen, nor are system calls that a program makes by instructions of its own. Memory
 //!   that was mapped so is not merged. Memory that was mapped by library calls, and is changed so, is at risk: see
-//!   ARCHITECTURE.md. Programs that are known to do that are not merged at all (`foreign`).
+//!   ARCHITECTURE.md. Programs that are known to do that are not merged at all (`bypass`).
 //! - A signal handler that leaves a call that changes mappings by longjmp(3) keeps all that is offered later
 //!   from being merged.
 //! - A program with a malloc of its own in place of the C library's is served from its beginning
@@ -39,10 +39,10 @@
 
 mod agent;
 mod api;
+mod bypass;
 pub mod calls;
 mod client;
 pub mod config;
-mod foreign;
 mod greeting;
 mod known;
 mod loan;

@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use crate::agent::{self, Agent, enter};
+use crate::bypass::Files;
 use crate::client::Client;
 use crate::config::Config;
-use crate::foreign::Objects;
 use crate::greeting::End;
 use crate::session::Session;
 use crate::{loan, threads};
@@ -52,8 +52,8 @@ pub(crate) fn run() {
         return complain(agent, why);
     }
     // A program that has the agent for itself knows what becomes of the regions that it names.
-    let mut objects = agent.complains.then(Objects::default);
-    if let Some(why) = objects.as_mut().and_then(Objects::new_foreign) {
+    let mut files = agent.complains.then(Files::default);
+    if let Some(why) = files.as_mut().and_then(Files::new_bypass) {
         be_deaf();
         return complain(agent, why);
     }
@@ -72,7 +72,7 @@ pub(crate) fn run() {
     let mut rest = Rest::new();
     loop {
         let began = Instant::now();
-        let ended = attend(agent, &client, objects.as_mut());
+        let ended = attend(agent, &client, files.as_mut());
         be_deaf();
         match ended {
             Ok(End::ForEver(why)) => {
@@ -136,14 +136,10 @@ fn borrow(config: &Config) -> Result<Option<UffdDevice>, String> {
 }
 
 /// One connection, from its beginning to its end.
-fn attend(
-    agent: &Agent,
-    client: &Client,
-    objects: Option<&mut Objects>,
-) -> Result<End, SocketError> {
+fn attend(agent: &Agent, client: &Client, files: Option<&mut Files>) -> Result<End, SocketError> {
     let socket = Socket::connect(&agent.config.socket)?;
     socket.set_nonblocking(true)?;
-    let end = Session::new(&socket, client, objects).serve(&agent.config);
+    let end = Session::new(&socket, client, files).serve(&agent.config);
     if let Some(mut here) = enter() {
         here.set_connected(false);
     }

@@ -25,9 +25,9 @@ use numerge_protocol::{
 use rustix::event::PollFlags;
 
 use crate::agent::enter;
+use crate::bypass::Files;
 use crate::client::Client;
 use crate::config::Config;
-use crate::foreign::Objects;
 use crate::greeting::{End, greet, rejected};
 use crate::known;
 use crate::service::{IDLE, drain, wait};
@@ -47,7 +47,7 @@ pub(crate) struct Session<'a> {
     socket: &'a Socket,
     client: &'a Client,
     /// Looked at before anything is registered.
-    objects: Option<&'a mut Objects>,
+    files: Option<&'a mut Files>,
     buffer: Buffer,
     /// Taken from the queue, not sent yet.
     outgoing: VecDeque<Out>,
@@ -60,12 +60,12 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         socket: &'a Socket,
         client: &'a Client,
-        objects: Option<&'a mut Objects>,
+        files: Option<&'a mut Files>,
     ) -> Self {
         Self {
             socket,
             client,
-            objects,
+            files,
             buffer: Buffer::new(),
             outgoing: VecDeque::new(),
             next_look: Instant::now(),
@@ -292,7 +292,7 @@ impl<'a> Session<'a> {
             return Ok(LOOK_DELAY);
         }
         // Both without the lock, for they can take long. What changes meanwhile is noted anew.
-        if let Some(why) = self.objects.as_mut().and_then(|objects| objects.new_foreign()) {
+        if let Some(why) = self.files.as_mut().and_then(|files| files.new_bypass()) {
             // What there is no memory for stays merged: the frames' files are ours too.
             let _ = self.begin_anew();
             self.say_goodbye();

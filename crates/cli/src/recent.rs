@@ -48,6 +48,8 @@ impl Recent {
             drop(state);
             let recent = Arc::clone(self);
             let work = move || {
+                // Who waits for it may be one whose turns are first, and this may take long.
+                numerge_topology::take_ordinary_turns();
                 let began = Instant::now();
                 let reports = make();
                 recent.take_in(reports, began.elapsed());

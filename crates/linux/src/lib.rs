@@ -68,6 +68,7 @@ pub use frame_file::{FrameRun, FrameSource};
 pub use frame_view::FrameView;
 pub use heap::{keep_heap_small, trim_heap};
 pub use host::{available_bytes, check_kernel, mappings_limit, proportional_bytes};
+pub use lookup::{FileNumber, executables};
 pub use memory::ProcessMemory;
 pub use nodes::Machine;
 pub use place::place_for;

@@ -3,10 +3,13 @@
 //! A program can have tens of thousands, and ask something about each: a look at the whole of
 //! /proc/PID/maps for each would take minutes. PROCMAP_QUERY (Linux 6.11) finds one by its address.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use numerge_engine::machine::Vpn;
 
@@ -21,8 +24,12 @@ const PROCMAP_QUERY: u64 = 3 << 30 | (size_of::<Query>() as u64) << 16 | (b'f' a
 const COVERING_OR_NEXT: u64 = 0x10;
 /// Mappings with MAP_SHARED: what the kernel says of one, and part of what it may be asked for.
 const SHARED: u64 = 0x08;
+/// Asks for mappings of files only.
+const OF_FILES: u64 = 0x20;
 /// Asks for mappings with MAP_SHARED, of files, only.
-const SHARED_FILES: u64 = SHARED | 0x20;
+const SHARED_FILES: u64 = SHARED | OF_FILES;
+/// Asks for mappings of files that may be executed only.
+const EXECUTABLE_FILES: u64 = 0x04 | OF_FILES;
 /// Mappings that are asked about one by one, a millisecond's worth.
 const ONE_BY_ONE: u32 = 2048;
 /// Readable, writable, executable, with the same bits as in mmap(2).
@@ -154,6 +161,60 @@ pub(crate) fn shared_files(
     Ok(())
 }
 
+/// A file, by its device, major and minor, and its inode.
+pub type FileNumber = (u32, u32, u64);
+
+/// The files that this process has mapped to execute, with their paths as far as those have no more than 4095
+/// bytes: what is mapped of them, or was there once.
+///
+/// # Errors
+/// If /proc can't be read.
+pub fn executables() -> io::Result<Vec<(FileNumber, PathBuf)>> {
+    let maps = File::open("/proc/thread-self/maps")?;
+    match ask_executables(&maps) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read_executables(maps),
+        answer => answer,
+    }
+}
+
+fn ask_executables(maps: &File) -> io::Result<Vec<(FileNumber, PathBuf)>> {
+    let (mut found, mut at, mut name) = (Vec::new(), 0, [0; 4096]);
+    loop {
+        let next = match query(maps.as_fd(), COVERING_OR_NEXT | EXECUTABLE_FILES, at, &mut name) {
+            Ok(Some(next)) => next,
+            Ok(None) => return Ok(found),
+            // Has no path that could be opened; where it ends, is asked without.
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+                let next = query(maps.as_fd(), COVERING_OR_NEXT | EXECUTABLE_FILES, at, &mut [])?;
+                let Some(next) = next else { return Ok(found) };
+                at = next.vma_end;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        at = next.vma_end;
+        // It counts the zero at the end.
+        let length = usize::try_from(next.vma_name_size).unwrap_or(0).saturating_sub(1);
+        let path = OsStr::from_bytes(name.get(..length).unwrap_or_default());
+        found.push(((next.dev_major, next.dev_minor, next.inode), path.into()));
+    }
+}
+
+fn read_executables(maps: File) -> io::Result<Vec<(FileNumber, PathBuf)>> {
+    let mut found = Vec::new();
+    for line in BufReader::with_capacity(1 << 16, maps).lines() {
+        let line = line?;
+        let Some(mapping) = Mapping::parse(&line) else { continue };
+        if mapping.inode != 0 && mapping.permissions.contains('x') {
+            let (major, minor) = mapping.device.split_once(':').unwrap_or_default();
+            let [major, minor] =
+                [major, minor].map(|number| u32::from_str_radix(number, 16).unwrap_or(0));
+            found.push(((major, minor, mapping.inode), mapping.path.into()));
+        }
+    }
+    Ok(found)
+}
+
 /// What `ask` does, on older kernels.
 fn read(maps: File, pages: &Range<Vpn>) -> io::Result<Vec<(Range<Vpn>, i32)>> {
     let mut found = Vec::new();
@@ -186,6 +247,18 @@ mod tests {
     use crate::sys;
 
     const PAGES: u64 = 64;
+
+    #[test]
+    fn both_ways_tell_the_same_of_what_is_executed() {
+        let maps = || File::open("/proc/thread-self/maps").expect("opened");
+        let by_text = read_executables(maps()).expect("read");
+        let own = std::env::current_exe().expect("a program");
+        assert!(by_text.iter().any(|(_, path)| *path == own), "{by_text:?}");
+        match ask_executables(&maps()) {
+            Ok(asked) => assert_eq!(asked, by_text),
+            Err(error) => println!("SKIPPED: PROCMAP_QUERY (Linux 6.11): {error}"),
+        }
+    }
 
     #[test]
     fn both_ways_tell_the_same() {

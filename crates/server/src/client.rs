@@ -98,9 +98,6 @@ pub(crate) fn serve(host: &Arc<Host>, number: u64, socket: Socket) {
     host.on_behalf_of(user, |unsaid| {
         tracing::info!(%pid, uid = user, domain = %client.domain.id(), unsaid, "client has come");
     });
-    host.all_clients().iter().filter(|other| other.pid == pid).for_each(|other| {
-        other.is_superseded.store(!Arc::ptr_eq(other, &client), Ordering::SeqCst);
-    });
     std::thread::scope(|scope| {
         let work = || Worker::new(host, &client).run();
         let worker = std::thread::Builder::new().name("numerge-worker".into());
@@ -252,6 +249,11 @@ impl Client {
         if !self.memory.link().send_patiently(&ToClient::Leave { keep }, REJECT_WAIT) {
             self.memory.link().hang_up();
         }
+    }
+
+    /// Its process has greeted again.
+    pub(crate) fn supersede(&self) {
+        self.is_superseded.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn is_superseded(&self) -> bool {

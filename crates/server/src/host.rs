@@ -124,6 +124,8 @@ impl Host {
     /// A place in the domain of that name, which is made if it is missing.
     pub(crate) fn join(&self, id: &DomainId) -> Result<Member, Rejection> {
         let unavailable = |text: String| Rejection::new(Reason::Unavailable, text);
+        // Let go of without the lock, which takes time.
+        let _evicted;
         let mut registry = self.domains.lock();
         if let Some(domain) = registry.domains.get(id) {
             return Ok(domain.join());
@@ -133,7 +135,7 @@ impl Host {
             let idle = idle.map(|(id, _)| id.clone());
             let idle =
                 idle.ok_or_else(|| unavailable("as many security domains as allowed".into()))?;
-            registry.domains.remove(&idle);
+            _evicted = registry.domains.remove(&idle);
         }
         let domain = Domain::new(id.clone(), &self.topology, self.options.engine.clone())
             .map_err(|error| unavailable(error.to_string()))?;
@@ -212,6 +214,14 @@ impl Host {
         let mut clients = self.clients.lock();
         if *self.stopping.lock() {
             return false;
+        }
+        // Not those that are younger: that one is may be said late.
+        for older in
+            clients.range(..number).filter_map(|(_, connection)| connection.client.as_ref())
+        {
+            if older.pid == client.pid && older.user == client.user {
+                older.supersede();
+            }
         }
         let connection = clients.get_mut(&number);
         connection.is_some_and(|connection| connection.client.replace(Arc::clone(client)).is_none())

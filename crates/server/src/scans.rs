@@ -36,11 +36,9 @@ const SOON: Duration = Duration::from_millis(1);
 /// How long clients may take until all that they said is carried out.
 const HEAR_WAIT: Duration = Duration::from_secs(2);
 /// How often an engine goes over its pages again where there is always something to merge.
-const ROUNDS: u64 = 8;
+const ROUNDS: u32 = 8;
 /// Rounds in a row in which nothing but what is refused was tried, until there is nothing left to merge.
 const VAIN_ROUNDS: u32 = 2;
-/// For so many rounds, what is merged makes one wait for a try of what there were no mappings for.
-const BUDGET_ROUNDS: u64 = 4 * RETRY_PASSES;
 /// How long all engines do so where their clients can't keep up with them.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long one wait for an engine is, so that the server's end is noticed.
@@ -140,7 +138,7 @@ impl Host {
         // One is under way, then comes a whole one.
         let Some(mut before) = self.passes(domain, 2) else { return false };
         let (mut rounds, mut vain, mut all_answer) = (0, 0, true);
-        let (mut unheard, mut unmapped) = (0, 0);
+        let (mut unheard, mut unmapped, mut least_short) = (0, 0, u64::MAX);
         loop {
             let Some(after) = self.passes(domain, 1) else { return false };
             let was_silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
@@ -154,13 +152,18 @@ impl Host {
             let merged = may_merge(&after) != may_merge(&before);
             vain = if merged { 0 } else { vain + 1 };
             // Both are tried again when all that could not be merged is: pages of who was silent for a moment,
-            // and those there were no mappings for, if some may have come free since.
+            // and those there were no mappings for, if some may have come free since, and while they become fewer. None
+            // at one moment may only be that they are being tried.
             unheard =
                 if was_silent && all_answer { RETRY_PASSES } else { unheard.saturating_sub(1) };
-            unmapped = match after.over_budget {
-                0 => 0,
-                _ if merged && rounds < BUDGET_ROUNDS => RETRY_PASSES,
-                _ => unmapped.saturating_sub(1),
+            let short = after.over_budget;
+            unmapped = if merged && (1..least_short).contains(&short) {
+                least_short = short;
+                RETRY_PASSES
+            } else if (before.over_budget, short) == (0, 0) {
+                0
+            } else {
+                unmapped.saturating_sub(1)
             };
             let owed = unheard.max(unmapped);
             let is_done = (tried == 0 || vain >= VAIN_ROUNDS) && !is_late && owed == 0;

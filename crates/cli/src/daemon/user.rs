@@ -67,8 +67,9 @@ pub(super) fn become_user(user: &User) -> Result<(), Box<dyn Error>> {
 
 /// Allows threads to have their turns before others', as those who answer at control files while all is unmerged.
 fn allow_first_turns() {
-    if rustix::process::getrlimit(Resource::Rtprio).maximum == Some(0) {
-        let wanted = Rlimit { current: Some(1), maximum: Some(1) };
+    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Rtprio);
+    if current == Some(0) {
+        let wanted = Rlimit { current: Some(1), maximum: maximum.map(|most| most.max(1)) };
         // Without it they have short turns.
         let _ = rustix::process::setrlimit(Resource::Rtprio, wanted);
     }

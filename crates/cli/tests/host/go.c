@@ -1,21 +1,16 @@
 /* What looks like a program of Go's, or loads a library that does, as a build with cgo.
  *
  * usage: go [LIBRARY]
- * Maps equal pages; once they are merged, or 2 s later, loads LIBRARY and waits until they are not merged any more,
- * or a minute. Ends with 7 if all of them are right. */
+ * Maps equal pages; once they are merged, or a minute later (as Go's, 2 s), loads LIBRARY and waits until they are
+ * not merged any more, or a minute. Ends with 7 if all of them are right. */
 #include "pages.h"
 #include <dlfcn.h>
 
-#ifdef GO_NOTE
-__asm__(".section .note.go.buildid,\"a\",%note\n"
-        ".balign 4\n"
-        ".long 4, 8, 4\n"
-        ".asciz \"Go\\0\"\n"
-        ".ascii \"id/build\"\n"
-        ".previous\n");
-#endif
-#ifdef GO_INFORMATION
-__attribute__((used, aligned(16), section(".data"))) static char information[64] = "\xff Go buildinf:";
+#ifdef GO
+__attribute__((used, section(".go.buildinfo"))) static char information[32] = "\xff Go buildinf:";
+enum { MERGED_AFTER = 100 };
+#else
+enum { MERGED_AFTER = 3000 };
 #endif
 
 #ifdef LIBRARY
@@ -41,7 +36,7 @@ static size_t own_pages(const char *memory) {
 int main(int argc, char **argv) {
     char *memory = map_pages(PAGES);
     for (size_t n = 0; n < PAGES; n++) fill(memory + n * PAGE, 1 + n % 4);
-    for (int n = 0; n < 100 && own_pages(memory); n++) usleep(20000);
+    for (int n = 0; n < MERGED_AFTER && own_pages(memory); n++) usleep(20000);
     if (argc > 1) {
         if (own_pages(memory)) FAIL("not merged");
         if (!dlopen(argv[1], RTLD_NOW)) FAIL("%s", dlerror());
