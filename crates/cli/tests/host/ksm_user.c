@@ -3,8 +3,9 @@
  * bytes, and after each step the counters are what they must be. Prints what it read, a line a step, so
  * that two implementations can be compared. It knows of nothing but the kernel's interface.
  *
- * usage: ksm_user FULL_SCANS MIB
- * waits after each step until so many full scans are over; a child has so much memory, at most 128.
+ * usage: ksm_user FULL_SCANS MIB [contents]
+ * waits after each step until so many full scans are over; a child has so much memory, at most 128. `contents`:
+ * only those steps.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -428,8 +429,9 @@ int main(int argc, char **argv)
 {
 	scans_to_wait = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	most_bytes = argc > 2 ? strtoul(argv[2], NULL, 10) << 20 : 0;
+	int only_contents = argc > 3 && strcmp(argv[3], "contents") == 0;
 	if (scans_to_wait == 0 || most_bytes == 0 || most_bytes > LARGEST) {
-		fprintf(stderr, "usage: ksm_user FULL_SCANS MIB\n");
+		fprintf(stderr, "usage: ksm_user FULL_SCANS MIB [contents]\n");
 		return 2;
 	}
 	/* So that one can watch. */
@@ -442,6 +444,8 @@ int main(int argc, char **argv)
 	if (access(KSM "smart_scan", W_OK) == 0)
 		put("smart_scan", 0);
 	contents();
+	if (only_contents)
+		return 0;
 	limits();
 	zeros();
 	at_default_speed();

@@ -148,6 +148,25 @@ fn s5_5_a_user_of_ksm_sees_what_it_sees_with_the_kernel() {
     panic!("the kernel's and ours: {differences:#?}");
 }
 
+/// Each page is a mapping of its own, half as many as a program may have, and there are more while they are merged
+/// again: some have to wait for others.
+#[test]
+fn s5_5_what_is_written_to_at_the_limit_of_mappings_is_merged_within_two_full_scans() {
+    if !can_be_ksm() {
+        return;
+    }
+    let user = c_program("ksm_user.c");
+    let command = ["run", "--as-ksm", "--", user.to_str().unwrap(), "2", "128", "contents"];
+    let output = numerge(&command).output().unwrap();
+    let [said, errors] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "{errors}{said}");
+    assert_eq!(said.lines().count(), 12, "{said}");
+    for line in said.lines() {
+        assert!(line.contains(" pages_volatile 0 "), "{said}");
+    }
+}
+
 /// What it sees with ksmd, and what it finds wrong; None, with the reason printed, if that is in use.
 fn by_ksmd(user: &Path, arguments: &[&str]) -> Option<String> {
     // There is one, and several tests ask for it.
