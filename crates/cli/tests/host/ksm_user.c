@@ -7,78 +7,21 @@
  * waits after each step until so many full scans are over; a child has so much memory, at most 128. `contents`:
  * only those steps.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "ksm_files.h"
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
-#define KSM "/sys/kernel/mm/ksm/"
 #define CHILDREN 3
 #define PAGE 4096UL
 #define LARGEST (128UL << 20)
-/* What has not come about after so many seconds is not going to. */
-#define PATIENCE 120
 /* Of an entry of pagemap. */
 #define PRESENT (1ULL << 63)
 #define NUMBER ((1ULL << 55) - 1)
 
-static unsigned long scans_to_wait, most_bytes;
+static unsigned long most_bytes;
 /* Where the children tell what physical pages they have: for each child a list. */
 static uint64_t *frames;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "ksm_user: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void put(const char *name, unsigned long value)
-{
-	char path[128], text[32];
-	int length = snprintf(text, sizeof text, "%lu\n", value);
-
-	snprintf(path, sizeof path, KSM "%s", name);
-	int fd = open(path, O_WRONLY | O_TRUNC);
-	if (fd < 0 || write(fd, text, length) != length || close(fd))
-		die(path);
-}
-
-static long get(const char *name)
-{
-	char path[128], text[32] = "";
-
-	snprintf(path, sizeof path, KSM "%s", name);
-	int fd = open(path, O_RDONLY);
-	if (fd < 0 || read(fd, text, sizeof text - 1) < 2 || close(fd))
-		die(path);
-	return atol(text);
-}
-
-static void rest(void)
-{
-	nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
-}
-
-static void wait_for_scans(void)
-{
-	unsigned long until = get("full_scans") + scans_to_wait;
-	time_t start = time(NULL);
-
-	while ((unsigned long)get("full_scans") < until) {
-		if (time(NULL) - start > PATIENCE) {
-			fprintf(stderr, "ksm_user: no full scans\n");
-			exit(1);
-		}
-		rest();
-	}
-}
 
 /* What a child is told to do. */
 struct order {

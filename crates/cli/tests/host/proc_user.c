@@ -6,78 +6,24 @@
  * usage: proc_user FULL_SCANS
  * waits until so many full scans are over where something is to be merged, or to be noticed.
  */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "ksm_files.h"
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 #ifndef PR_SET_MEMORY_MERGE
 #define PR_SET_MEMORY_MERGE 67
 #endif
 
-#define KSM "/sys/kernel/mm/ksm/"
 #define PAGE 4096UL
 #define EQUAL 200UL
 #define ALL 250UL
 #define ZEROS 10UL
-/* What has not come about after so many seconds is not going to. */
-#define PATIENCE 120
 /* What a record takes of memory, at most. */
 #define ITEM_BYTES 64
 
-static unsigned long scans_to_wait;
 static int merging_file, stat_file;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "proc_user: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void put(const char *name, unsigned long value)
-{
-	char path[128], text[32];
-	int length = snprintf(text, sizeof text, "%lu\n", value);
-
-	snprintf(path, sizeof path, KSM "%s", name);
-	int fd = open(path, O_WRONLY | O_TRUNC);
-	if (fd < 0 || write(fd, text, length) != length || close(fd))
-		die(path);
-}
-
-static long full_scans(void)
-{
-	char text[32] = "";
-	int fd = open(KSM "full_scans", O_RDONLY);
-
-	if (fd < 0 || read(fd, text, sizeof text - 1) < 2 || close(fd))
-		die("full_scans");
-	return atol(text);
-}
-
-static void wait_for_scans(void)
-{
-	long until = full_scans() + scans_to_wait;
-	time_t began = time(NULL);
-
-	while (full_scans() < until) {
-		struct timespec pause = { 0, 1000000 };
-
-		if (time(NULL) - began > PATIENCE) {
-			errno = ETIMEDOUT;
-			die("full scans");
-		}
-		nanosleep(&pause, NULL);
-	}
-}
 
 static void open_files(const char *process)
 {
