@@ -1,18 +1,21 @@
 //! Control files of an engine on a machine in memory.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use numerge_control_fs::{ControlFs, MountError, Source};
+use numerge_control_fs::{ControlFs, MountError, Process, Source};
 use numerge_engine::in_memory::Machine;
-use numerge_engine::machine::{Memory, Vpn};
+use numerge_engine::machine::{Memory, MemoryError, Vpn};
 use numerge_engine::{
     Counters, Engine, EngineOptions, Knob, KnobError, Nid, NodeReport, RegionHandle, Topology,
+    UnmergeError,
 };
 use numerge_topology::Node;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 pub(crate) const NIDS: [Nid; 2] = [Nid(0), Nid(5)];
@@ -47,6 +50,46 @@ impl Source for EngineSource {
 
     fn nodes(&self) -> Vec<NodeReport> {
         self.0.nodes()
+    }
+}
+
+/// No engine: tells of these processes, and sets nothing if its programs do not answer.
+#[derive(Default)]
+pub(crate) struct NoEngine {
+    pub(crate) processes: Mutex<BTreeMap<u32, Process>>,
+    pub(crate) is_silent: bool,
+}
+
+impl Source for NoEngine {
+    fn knob(&self, knob: Knob) -> u64 {
+        knob.default_value()
+    }
+
+    fn set(&self, _: Knob, _: u64) -> Result<(), KnobError> {
+        let silence = KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer));
+        if self.is_silent { Err(silence) } else { Ok(()) }
+    }
+
+    fn interrupt(&self) {}
+
+    fn counters(&self) -> Counters {
+        Counters::default()
+    }
+
+    fn nids(&self) -> Vec<Nid> {
+        Vec::new()
+    }
+
+    fn nodes(&self) -> Vec<NodeReport> {
+        Vec::new()
+    }
+
+    fn processes(&self) -> Option<Vec<u32>> {
+        Some(self.processes.lock().keys().copied().collect())
+    }
+
+    fn process(&self, pid: u32) -> Option<Process> {
+        self.processes.lock().get(&pid).copied()
     }
 }
 

@@ -1,51 +1,12 @@
 //! What is told of processes, where anything is.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use numerge_control_fs::{Process, Source};
-use numerge_engine::{Counters, Knob, KnobError, Nid, NodeReport};
-use parking_lot::Mutex;
 
-use crate::bed::mount;
-
-/// Tells of these processes, and of nothing else.
-#[derive(Default)]
-struct Told(Mutex<BTreeMap<u32, Process>>);
-
-impl Source for Told {
-    fn knob(&self, knob: Knob) -> u64 {
-        knob.default_value()
-    }
-
-    fn set(&self, _: Knob, _: u64) -> Result<(), KnobError> {
-        Ok(())
-    }
-
-    fn interrupt(&self) {}
-
-    fn counters(&self) -> Counters {
-        Counters::default()
-    }
-
-    fn nids(&self) -> Vec<Nid> {
-        Vec::new()
-    }
-
-    fn nodes(&self) -> Vec<NodeReport> {
-        Vec::new()
-    }
-
-    fn processes(&self) -> Option<Vec<u32>> {
-        Some(self.0.lock().keys().copied().collect())
-    }
-
-    fn process(&self, pid: u32) -> Option<Process> {
-        self.0.lock().get(&pid).copied()
-    }
-}
+use crate::bed::{NoEngine, mount};
 
 const MERGED: Process = Process {
     owner: (12, 34),
@@ -66,8 +27,8 @@ fn text(merging_pages: u64, profit: i64) -> String {
 
 #[test]
 fn s5_5_each_process_has_the_files_that_the_kernel_has_in_proc() {
-    let told = Arc::new(Told::default());
-    told.0.lock().extend([(7, MERGED), (4_000_000, Process::default())]);
+    let told = Arc::new(NoEngine::default());
+    told.processes.lock().extend([(7, MERGED), (4_000_000, Process::default())]);
     let place = tempfile::tempdir().unwrap();
     let source: Arc<dyn Source> = told.clone();
     let Some(files) = mount(&place.path().join("ksm"), source) else { return };
@@ -95,8 +56,8 @@ fn s5_5_each_process_has_the_files_that_the_kernel_has_in_proc() {
 /// Users of these files open them once.
 #[test]
 fn s5_5_who_has_a_processs_file_open_reads_what_it_is_then_until_the_process_is_gone() {
-    let told = Arc::new(Told::default());
-    told.0.lock().insert(7, MERGED);
+    let told = Arc::new(NoEngine::default());
+    told.processes.lock().insert(7, MERGED);
     let place = tempfile::tempdir().unwrap();
     let source: Arc<dyn Source> = told.clone();
     let Some(files) = mount(&place.path().join("ksm"), source) else { return };
@@ -107,8 +68,8 @@ fn s5_5_who_has_a_processs_file_open_reads_what_it_is_then_until_the_process_is_
         std::io::Result::Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     };
     assert_eq!(read().unwrap(), text(5, 7 * 4096 - 9 * 24));
-    told.0.lock().insert(7, Process { merging_pages: 0, ..MERGED });
+    told.processes.lock().insert(7, Process { merging_pages: 0, ..MERGED });
     assert_eq!(read().unwrap(), text(0, 2 * 4096 - 9 * 24));
-    told.0.lock().clear();
+    told.processes.lock().clear();
     assert_eq!(read().unwrap_err().raw_os_error(), Some(libc::ESRCH));
 }

@@ -8,11 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use numerge_control_fs::Source;
-use numerge_engine::machine::{MemoryError, Vpn};
-use numerge_engine::{Counters, Knob, KnobError, Nid, NodeReport, UnmergeError};
+use numerge_engine::machine::Vpn;
+use numerge_engine::{Counters, Knob, Nid};
 
-use crate::bed::{Bed, mount, until};
+use crate::bed::{Bed, NoEngine, mount, until};
 
 /// Enough that unmerging them takes longer than a few other operations.
 const PAGES: u64 = 400_000;
@@ -258,37 +257,11 @@ fn s5_2_where_memory_runs_out_the_writer_is_told_and_what_is_merged_stays() {
     assert_eq!((bed.read("run"), bed.number("pages_sharing")), ("2\n".into(), 0));
 }
 
-/// Whose programs do not answer.
-struct Silent;
-
-impl Source for Silent {
-    fn knob(&self, knob: Knob) -> u64 {
-        knob.default_value()
-    }
-
-    fn set(&self, _: Knob, _: u64) -> Result<(), KnobError> {
-        Err(KnobError::Unmerge(UnmergeError::Memory(MemoryError::NoAnswer)))
-    }
-
-    fn interrupt(&self) {}
-
-    fn counters(&self) -> Counters {
-        Counters::default()
-    }
-
-    fn nids(&self) -> Vec<Nid> {
-        Vec::new()
-    }
-
-    fn nodes(&self) -> Vec<NodeReport> {
-        Vec::new()
-    }
-}
-
 #[test]
 fn s5_2_where_programs_do_not_answer_the_writer_is_to_try_again() {
     let place = tempfile::tempdir().unwrap();
-    let Some(files) = mount(&place.path().join("ksm"), Arc::new(Silent)) else { return };
+    let silent = NoEngine { is_silent: true, ..NoEngine::default() };
+    let Some(files) = mount(&place.path().join("ksm"), Arc::new(silent)) else { return };
     let error = fs::write(files.path().join("run"), "2\n").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EAGAIN), "{error}");
 }
