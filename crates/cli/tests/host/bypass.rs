@@ -38,26 +38,23 @@ fn s1_1_a_program_of_gos_is_not_merged_and_people_are_told_why() {
         return;
     }
     let program = c_program_with("go.c", "go-program.c", &["-DGO", "-ldl"]);
-    assert_eq!(told(&program, None), (true, 0));
+    assert_eq!(told(&program, None), (true, false));
     // It would be merged otherwise, and is for as long as it has loaded no such library.
     let program = c_program_with("go.c", "go-none.c", &["-ldl"]);
-    assert!(told(&program, None).1 > 1 << 18);
+    assert_eq!(told(&program, None), (false, true));
     let options = ["-DGO", "-DLIBRARY", "-shared", "-fPIC"];
     let library = c_program_with("go.c", "go-library.c", &options);
-    let (is_told, saved) = told(&program, Some(&library));
-    assert!(is_told && saved > 1 << 18, "{saved} saved, told: {is_told}");
+    assert_eq!(told(&program, Some(&library)), (true, true));
 }
 
-/// Whether people were told why go.c is not merged, and what was saved at most.
-fn told(program: &Path, library: Option<&Path>) -> (bool, u64) {
-    let stats = tempfile::NamedTempFile::new().unwrap();
+/// Whether people were told why go.c is not merged, and whether it ever was.
+fn told(program: &Path, library: Option<&Path>) -> (bool, bool) {
     let mut run = numerge(&["run", "--scope", "mapped"]);
-    run.args(AT_FULL_SPEED).arg("--stats").arg(stats.path()).arg("--").arg(program);
-    let output = run.args(library).output().unwrap();
+    let run = run.args(AT_FULL_SPEED).arg("--").arg(program).args(library);
+    let output = run.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(7), "{}: {said}", output.status);
-    let stats: serde_json::Value = serde_json::from_reader(stats).unwrap();
-    (said.contains("is of Go"), stats["bytes_saved_peak"].as_u64().unwrap())
+    (said.contains("is of Go"), output.stdout == b"merged\n")
 }
 
 /// The C library's syscall(3) does what its functions of the calls' names do.
