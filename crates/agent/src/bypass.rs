@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use numerge_linux::{FileNumber, executables};
 
@@ -23,38 +23,58 @@ const FILES: usize = 4096;
 const MOST_SECTIONS: u16 = 1024;
 const MOST_NAMES: u64 = 1 << 16;
 
+/// The program itself, whatever has become of its path.
+const OWN: &str = "/proc/self/exe";
+
 /// The files that a process executes, as far as they were looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
-    seen: BTreeSet<FileNumber>,
+    /// Those that are none of Go's.
+    harmless: BTreeSet<(FileNumber, PathBuf)>,
 }
 
 impl Files {
-    /// Why nothing is to be merged, if the process executes a file that it did not when this was asked last, and
-    /// that does not call the kernel by the C library. What can't be read is not known to.
-    pub(crate) fn new_bypass(&mut self) -> Option<String> {
-        if self.seen.len() > FILES {
-            self.seen.clear();
+    /// Why nothing is to be merged, if the process executes a file that does not call the kernel by the C
+    /// library. What can't be read is not known to, and is looked at again the next time.
+    ///
+    /// # Errors
+    /// If it can't be told what it executes.
+    pub(crate) fn bypass(&mut self) -> io::Result<Option<String>> {
+        if self.harmless.len() > FILES {
+            self.harmless.clear();
         }
-        // Without /proc nothing is registered either.
-        let files = executables().ok()?;
-        let mut new = files.into_iter().filter(|(number, _)| self.seen.insert(*number));
-        let (_, path) = new.find(|(_, path)| is_of_go(path).unwrap_or(false))?;
-        let path = path.display();
-        Some(format!("{path} is of Go, whose runtime calls the kernel past the C library, unseen"))
+        let own = self.harmless.is_empty().then(|| (FileNumber::default(), OWN.into()));
+        for file in own.into_iter().chain(executables()?) {
+            if self.harmless.contains(&file) {
+                continue;
+            }
+            match is_of_go(&file.1) {
+                Ok(true) => {
+                    let path = file.1.display();
+                    let why = "is of Go, whose runtime calls the kernel past the C library, unseen";
+                    return Ok(Some(format!("{path} {why}")));
+                }
+                Ok(false) => drop(self.harmless.insert(file)),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
     }
 }
 
-/// Whether an ELF file of 64 bits has one of the sections.
+/// Whether it is an ELF file of 64 bits with one of the sections.
 ///
 /// # Errors
-/// If it can't be read, or is something else.
+/// If it can't be read.
 fn is_of_go(path: &Path) -> io::Result<bool> {
-    // What is there now may be no such file any more, and nobody may be at its other end.
+    // What is there now may be another, and is not opened if that does something.
+    if !path.metadata()?.is_file() {
+        return Ok(false);
+    }
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let header = read(&file, 0, HEADER_BYTES)?;
     if !header.starts_with(b"\x7fELF\x02") {
-        return Err(io::ErrorKind::InvalidData.into());
+        return Ok(false);
     }
     let [size, count, names] = [0x3a, 0x3c, 0x3e].map(|at| u16_at(&header, at));
     let count = count.min(MOST_SECTIONS);
@@ -138,7 +158,8 @@ mod tests {
         assert!(!says(&elf(&[".shstrtab", ".text", ".go", ".go.buildinfo2"])).unwrap());
         assert!(!says(&elf(&[])).unwrap());
         assert!(!is_of_go(&std::env::current_exe().unwrap()).unwrap());
-        assert!(is_of_go(Path::new("/proc/self/maps")).is_err());
+        assert!(!is_of_go(Path::new("/dev/null")).unwrap());
+        assert!(is_of_go(Path::new("/nowhere")).is_err());
     }
 
     #[test]
@@ -157,10 +178,10 @@ mod tests {
     #[test]
     fn what_this_program_executes_is_not_of_go_and_is_looked_at_once() {
         let mut files = Files::default();
-        assert_eq!(files.new_bypass(), None);
-        let seen = files.seen.clone();
-        assert!(seen.len() > 1, "itself and the C library");
-        assert_eq!(files.new_bypass(), None);
-        assert_eq!(files.seen, seen);
+        assert_eq!(files.bypass().unwrap(), None);
+        let seen = files.harmless.clone();
+        assert!(seen.len() > 2, "itself, and the C library: {seen:?}");
+        assert_eq!(files.bypass().unwrap(), None);
+        assert_eq!(files.harmless, seen);
     }
 }

@@ -53,7 +53,8 @@ pub(crate) fn run() {
     }
     // A program that has the agent for itself knows what becomes of the regions that it names.
     let mut files = agent.complains.then(Files::default);
-    if let Some(why) = files.as_mut().and_then(Files::new_bypass) {
+    // What can't be told yet is asked again before anything is registered.
+    if let Some(Ok(Some(why))) = files.as_mut().map(Files::bypass) {
         be_deaf();
         return complain(agent, why);
     }

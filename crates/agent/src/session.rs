@@ -292,11 +292,17 @@ impl<'a> Session<'a> {
             return Ok(LOOK_DELAY);
         }
         // Both without the lock, for they can take long. What changes meanwhile is noted anew.
-        if let Some(why) = self.files.as_mut().and_then(|files| files.new_bypass()) {
-            // What there is no memory for stays merged: the frames' files are ours too.
-            let _ = self.begin_anew();
-            self.say_goodbye();
-            return Err(End::ForEver(why));
+        match self.files.as_mut().map_or(Ok(None), |files| files.bypass()) {
+            Ok(None) => {}
+            Ok(Some(why)) if self.begin_anew().is_ok() => {
+                self.say_goodbye();
+                return Err(End::ForEver(why));
+            }
+            // There is no memory to give what is merged back, or nobody can tell: later.
+            _ => {
+                self.next_look = now + IDLE;
+                return Ok(IDLE);
+            }
         }
         let Ok(parts) = Part::find(&ready) else {
             self.next_look = now + IDLE;

@@ -171,10 +171,8 @@ pub type FileNumber = (u32, u32, u64);
 /// If /proc can't be read.
 pub fn executables() -> io::Result<Vec<(FileNumber, PathBuf)>> {
     let maps = File::open("/proc/thread-self/maps")?;
-    match ask_executables(&maps) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => read_executables(maps),
-        answer => answer,
-    }
+    // Also where the kernel knows the question, and somebody refuses it.
+    ask_executables(&maps).or_else(|_| read_executables(maps))
 }
 
 fn ask_executables(maps: &File) -> io::Result<Vec<(FileNumber, PathBuf)>> {
@@ -202,8 +200,10 @@ fn ask_executables(maps: &File) -> io::Result<Vec<(FileNumber, PathBuf)>> {
 
 fn read_executables(maps: File) -> io::Result<Vec<(FileNumber, PathBuf)>> {
     let mut found = Vec::new();
-    for line in BufReader::with_capacity(1 << 16, maps).lines() {
+    for line in BufReader::with_capacity(1 << 16, maps).split(b'\n') {
         let line = line?;
+        // A path may be no text.
+        let line = String::from_utf8_lossy(&line);
         let Some(mapping) = Mapping::parse(&line) else { continue };
         if mapping.inode != 0 && mapping.permissions.contains('x') {
             let (major, minor) = mapping.device.split_once(':').unwrap_or_default();

@@ -215,7 +215,7 @@ impl Host {
         if *self.stopping.lock() {
             return false;
         }
-        // Not those that are younger: that one is may be said late.
+        // Only what is older: of two that greet at a time, the younger may be listed first.
         for older in
             clients.range(..number).filter_map(|(_, connection)| connection.client.as_ref())
         {

@@ -39,7 +39,9 @@ const HEAR_WAIT: Duration = Duration::from_secs(2);
 const ROUNDS: u32 = 8;
 /// Rounds in a row in which nothing but what is refused was tried, until there is nothing left to merge.
 const VAIN_ROUNDS: u32 = 2;
-/// How long all engines do so where their clients can't keep up with them.
+/// How often it is waited for a try of what there were no mappings for.
+const BUDGET_RETRIES: u32 = 3;
+/// How long an engine does so where its clients can't keep up with it.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long one wait for an engine is, so that the server's end is noticed.
 const ENGINE_WAIT: Duration = Duration::from_millis(20);
@@ -102,8 +104,7 @@ impl Host {
     fn full_scan(&self) -> bool {
         self.hear_all();
         let domains = self.all_domains();
-        let began = Instant::now();
-        let scanned: Vec<_> = domains.iter().filter(|domain| self.scan(domain, began)).collect();
+        let scanned: Vec<_> = domains.iter().filter(|domain| self.scan(domain)).collect();
         scanned.iter().for_each(|domain| domain.engine().full_scan_is_over());
         if scanned.is_empty() && (self.all_clients().is_empty() || self.waits_to_stop(IDLE)) {
             return false;
@@ -132,13 +133,16 @@ impl Host {
         }
     }
 
-    /// A domain's part of a full scan that began then. False if it has nothing to scan, or any more.
-    fn scan(&self, domain: &Arc<Domain>, began: Instant) -> bool {
+    /// A domain's part of a full scan. False if it has nothing to scan, or any more.
+    fn scan(&self, domain: &Arc<Domain>) -> bool {
+        let began = Instant::now();
         let mut unasked = self.unasked(domain);
+        let merged_before = may_merge(&domain.engine().progress());
         // One is under way, then comes a whole one.
         let Some(mut before) = self.passes(domain, 2) else { return false };
         let (mut rounds, mut vain, mut all_answer) = (0, 0, true);
-        let (mut unheard, mut unmapped, mut least_short) = (0, 0, u64::MAX);
+        let mut may_be_room = may_merge(&before) != merged_before;
+        let (mut unheard, mut unmapped, mut retries) = (0, 0_u64, 0);
         loop {
             let Some(after) = self.passes(domain, 1) else { return false };
             let was_silent = std::mem::replace(&mut unasked, self.unasked(domain)) != unasked;
@@ -152,19 +156,16 @@ impl Host {
             let merged = may_merge(&after) != may_merge(&before);
             vain = if merged { 0 } else { vain + 1 };
             // Both are tried again when all that could not be merged is: pages of who was silent for a moment,
-            // and those there were no mappings for, if some may have come free since, and while they become fewer. None
-            // at one moment may only be that they are being tried.
+            // and those there were no mappings for, if some may have come free since. None of these at one
+            // moment may only be that they are being tried.
             unheard =
                 if was_silent && all_answer { RETRY_PASSES } else { unheard.saturating_sub(1) };
-            let short = after.over_budget;
-            unmapped = if merged && (1..least_short).contains(&short) {
-                least_short = short;
-                RETRY_PASSES
-            } else if (before.over_budget, short) == (0, 0) {
-                0
-            } else {
-                unmapped.saturating_sub(1)
-            };
+            (unmapped, may_be_room) = (unmapped.saturating_sub(1), may_be_room || merged);
+            if (before.over_budget, after.over_budget) == (0, 0) {
+                unmapped = 0;
+            } else if unmapped == 0 && may_be_room && retries < BUDGET_RETRIES {
+                (unmapped, may_be_room, retries) = (RETRY_PASSES, false, retries + 1);
+            }
             let owed = unheard.max(unmapped);
             let is_done = (tried == 0 || vain >= VAIN_ROUNDS) && !is_late && owed == 0;
             let are_behind = after.deferred > before.deferred || is_late || owed > 0;

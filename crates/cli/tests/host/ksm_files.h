@@ -12,7 +12,7 @@
 
 #define KSM "/sys/kernel/mm/ksm/"
 /* What has not come about after so many seconds is not going to. */
-#define PATIENCE 120
+#define PATIENCE 300
 
 static unsigned long scans_to_wait;
 

@@ -142,16 +142,16 @@ impl Bed {
 
     /// Counters and what they are by node, of one moment: at rest, too, a scan may end between two questions.
     fn counted(&self) -> (Counters, Vec<NodeReport>) {
+        let run = self.merger.knob(Knob::Run);
+        self.merger.set(Knob::Run, 0).unwrap();
         let scans = |counters: &Counters| (counters.full_scans, counters.pages_scanned);
-        for _ in 0..1000 {
-            let before = self.merger.counters();
-            let nodes = self.merger.nodes();
-            if scans(&self.merger.counters()) == scans(&before) {
-                return (before, nodes);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        panic!("scans without a rest: {:?}", self.merger.counters())
+        let (mut before, mut nodes);
+        while {
+            (before, nodes) = (self.merger.counters(), self.merger.nodes());
+            scans(&self.merger.counters()) != scans(&before)
+        } {}
+        self.merger.set(Knob::Run, run).unwrap();
+        (before, nodes)
     }
 
     /// A node's report.
