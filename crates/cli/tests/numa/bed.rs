@@ -142,15 +142,20 @@ impl Bed {
 
     /// Counters and what they are by node, of one moment: at rest, too, a scan may end between two questions.
     fn counted(&self) -> (Counters, Vec<NodeReport>) {
-        let run = self.merger.knob(Knob::Run);
-        self.merger.set(Knob::Run, 0).unwrap();
+        // By hand, it may be 2, and to set that again would unmerge all.
+        let is_at_work = self.merger.knob(Knob::Run) == 1;
+        if is_at_work {
+            self.merger.set(Knob::Run, 0).unwrap();
+        }
         let scans = |counters: &Counters| (counters.full_scans, counters.pages_scanned);
         let (mut before, mut nodes);
         while {
             (before, nodes) = (self.merger.counters(), self.merger.nodes());
             scans(&self.merger.counters()) != scans(&before)
         } {}
-        self.merger.set(Knob::Run, run).unwrap();
+        if is_at_work {
+            self.merger.set(Knob::Run, 1).unwrap();
+        }
         (before, nodes)
     }
 
