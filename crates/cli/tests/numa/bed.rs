@@ -1,6 +1,6 @@
 //! What the tests share: a merger on a machine with nodes, and memory whose every byte is known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -267,6 +267,11 @@ impl Guest {
     pub(crate) fn page_frames(&self) -> BTreeMap<u64, u64> {
         self.check();
         kernel::page_frames(&self.addresses(0..self.pages()))
+    }
+
+    /// The files that its pages are mapped to, by their inodes.
+    pub(crate) fn files(&self) -> BTreeSet<u64> {
+        kernel::files(&self.addresses(0..self.pages()))
     }
 }
 

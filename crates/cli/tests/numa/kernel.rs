@@ -59,6 +59,20 @@ pub(crate) fn move_to(addresses: &[usize], nid: Nid) -> bool {
     nodes_of(addresses).iter().all(|found| *found == Some(nid))
 }
 
+/// The inodes of the files that are mapped at any of these addresses.
+pub(crate) fn files(addresses: &[usize]) -> BTreeSet<u64> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let inode = |line: &str| -> Option<u64> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let [start, end] = [start, end].map(|at| usize::from_str_radix(at, 16).unwrap());
+        let inode = fields.nth(3)?.parse().ok()?;
+        let is_there = addresses.iter().any(|at| (start..end).contains(at));
+        (is_there && inode != 0).then_some(inode)
+    };
+    maps.lines().filter_map(inode).collect()
+}
+
 /// Page frames, by the kernel's own numbers, and how many of the addresses are mapped to each.
 pub(crate) fn page_frames(addresses: &[usize]) -> BTreeMap<u64, u64> {
     const PRESENT: u64 = 1 << 63;
