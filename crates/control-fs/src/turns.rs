@@ -20,14 +20,13 @@ pub(crate) struct Turns {
 impl Turns {
     /// Something is unmerged until the result is dropped.
     pub(crate) fn unmerging(&self) -> Unmerging<'_> {
-        // Relaxed, here and below: a hint, by which nothing is ordered.
-        self.unmergings.fetch_add(1, Ordering::Relaxed);
+        self.unmergings.fetch_add(1, Ordering::Relaxed); // a hint, by which nothing is ordered
         Unmerging(self)
     }
 
     /// Has the calling thread do as is right now. To be called with each request and each answer.
     pub(crate) fn follow(&self) {
-        let is_first = self.unmergings.load(Ordering::Relaxed) > 0;
+        let is_first = self.unmergings.load(Ordering::Relaxed) > 0; // a hint, as in unmerging()
         if IS_FIRST.replace(is_first) == is_first {
             return;
         }
@@ -45,6 +44,6 @@ pub(crate) struct Unmerging<'a>(&'a Turns);
 
 impl Drop for Unmerging<'_> {
     fn drop(&mut self) {
-        self.0.unmergings.fetch_sub(1, Ordering::Relaxed);
+        self.0.unmergings.fetch_sub(1, Ordering::Relaxed); // a hint, as in unmerging()
     }
 }

@@ -211,16 +211,22 @@ fn s1_1_who_hangs_up_and_lives_keeps_its_memory() {
     }
 }
 
-#[test]
-fn s1_1_who_hangs_up_with_questions_unanswered_keeps_their_frames() {
-    let Some(bed) = Bed::new() else { return };
+/// Two clients with the same pages, the first of which merges them and tells nobody.
+fn slow_and_honest(bed: &Bed) -> (Client, Client) {
     let mut one = bed.client();
     one.ask(&format!("map {PAGES} 1 1"));
     one.ask("manner slow");
     one.ask("register 0");
-    let mut other = bed.client_with(PAGES, 1, 1);
+    let other = bed.client_with(PAGES, 1, 1);
     until(|| bed.server.counters().pages_shared > 0, || "nothing is shared".into());
     bed.scan_twice();
+    (one, other)
+}
+
+#[test]
+fn s1_1_who_hangs_up_with_questions_unanswered_keeps_their_frames() {
+    let Some(bed) = Bed::new() else { return };
+    let (mut one, mut other) = slow_and_honest(&bed);
     one.ask("hang-up");
     other.kill();
     // It has merged its pages, which nobody was told of: it counts as a client until it ends.
@@ -239,13 +245,7 @@ fn s1_1_who_hangs_up_with_questions_unanswered_keeps_their_frames() {
 #[test]
 fn s1_1_who_connects_again_keeps_its_memory_and_is_one_client() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client();
-    one.ask(&format!("map {PAGES} 1 1"));
-    one.ask("manner slow");
-    one.ask("register 0");
-    let mut other = bed.client_with(PAGES, 1, 1);
-    until(|| bed.server.counters().pages_shared > 0, || "nothing is shared".into());
-    bed.scan_twice();
+    let (mut one, mut other) = slow_and_honest(&bed);
     one.ask("hang-up");
     // It has merged its pages, which nobody was told of.
     client_count(&bed, 2);
@@ -269,13 +269,7 @@ fn s1_1_who_connects_again_keeps_its_memory_and_is_one_client() {
 #[test]
 fn s5_3_pages_gone_while_they_are_asked_about() {
     let Some(bed) = Bed::new() else { return };
-    let mut one = bed.client();
-    one.ask(&format!("map {PAGES} 1 1"));
-    one.ask("manner slow");
-    one.ask("register 0");
-    let mut other = bed.client_with(PAGES, 1, 1);
-    until(|| bed.server.counters().pages_shared > 0, || "nothing is shared".into());
-    bed.scan_twice();
+    let (mut one, mut other) = slow_and_honest(&bed);
     assert_ne!(one.ask("kept-back"), "0");
     // Not answered yet, and now there is something else.
     one.ask("replace 0 0 100 77777 1");
