@@ -10,10 +10,7 @@ use crate::core::Core;
 use crate::judge::Candidate;
 use crate::knobs::Knob;
 use crate::shard::Shard;
-use crate::world::World;
-
-/// Pages read by one call.
-const PIECE_PAGES: usize = 16;
+use crate::world::{READ_PAGES, World};
 
 /// Look-ups under one guard.
 const PIN_GROUPS: usize = 64;
@@ -232,20 +229,15 @@ impl Finder<'_> {
             .collect();
         partners.sort_unstable_by_key(|(page, _)| *page);
         self.core.pool(shard.node()).install(|| {
-            partners.par_chunks_mut(PIECE_PAGES).for_each(|some| {
-                for run in some.chunk_by_mut(|a, b| self.world.are_adjacent(a.0, b.0)) {
-                    let (first, count) = (run[0].0, run.len());
-                    let mut found = [None; PIECE_PAGES];
-                    let mut places = found.iter_mut();
-                    self.world.read(first, count, |content| {
-                        if let Some(place) = places.next() {
-                            *place = Some(self.core.prints.of(content));
-                        }
-                    });
-                    for ((page, leftover), found) in run.iter_mut().zip(found) {
-                        if !self.is_still(leftover.first, *page, found) {
-                            leftover.partner = None;
-                        }
+            partners.par_chunks_mut(READ_PAGES).for_each(|some| {
+                let pages: Vec<PageId> = some.iter().map(|(page, _)| *page).collect();
+                let mut found = [None; READ_PAGES];
+                self.world.read(&pages, |at, content| {
+                    found[at] = Some(self.core.prints.of(content));
+                });
+                for ((page, leftover), found) in some.iter_mut().zip(found) {
+                    if !self.is_still(leftover.first, *page, found) {
+                        leftover.partner = None;
                     }
                 }
             });

@@ -16,10 +16,10 @@ use crate::machine::{Kind, Vpn};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
 use crate::shard::Shard;
-use crate::world::World;
+use crate::world::{READ_PAGES, World};
 
-/// Pages read by one call.
-const PIECE_PAGES: usize = 16;
+/// Pages of a piece that is read.
+const PIECE_PAGES: usize = READ_PAGES;
 
 /// Pages of a piece of which nearly none is read.
 const PIECE_PAGES_AGAIN: usize = 512;
@@ -226,14 +226,15 @@ impl Judge<'_> {
             }
             Reason::Again => {
                 judged.candidates.reserve(piece.pages.len());
-                let mut untouched = Vec::new();
+                let (mut untouched, mut unknown) = (Vec::new(), Vec::new());
                 for at in 0..piece.pages.len() {
-                    if piece.record(at).state() == PageState::Untouched {
-                        untouched.push(piece.pages[at]);
-                    } else {
-                        self.again(piece, at, &mut judged);
+                    match piece.record(at).state() {
+                        PageState::Untouched => untouched.push(piece.pages[at]),
+                        _ if self.again(piece, at, &mut judged) => unknown.push(piece.pages[at]),
+                        _ => {}
                     }
                 }
+                self.read_again(piece, &unknown, &mut judged);
                 if !untouched.is_empty() {
                     self.anew(&Piece { pages: untouched, ..*piece }, &mut judged);
                 }
@@ -413,7 +414,8 @@ impl Judge<'_> {
         }
     }
 
-    fn again(&mut self, piece: &Piece<'_>, at: usize, judged: &mut Judged) {
+    /// Whether the page has to be read.
+    fn again(&self, piece: &Piece<'_>, at: usize, judged: &mut Judged) -> bool {
         let (region, index) = (piece.region, piece.pages[at]);
         let page = region.page(index);
         let record = piece.record(at);
@@ -425,20 +427,23 @@ impl Judge<'_> {
             | PageState::OverBudget(_)
             | PageState::Unshared(_)
             | PageState::Merged(_)
-            | PageState::Zero => {
-                if self.leaves_out(piece, at, judged) {
-                    return;
-                }
-                let alone = Piece { pages: vec![index], ..*piece };
-                self.read(&alone, judged);
-                self.ask_kinds(&alone, judged);
-            }
+            | PageState::Zero => return !self.leaves_out(piece, at, judged),
             PageState::Seen(known) => {
                 region.ages.unchanged(index);
                 judged.candidates.push(candidate(page, known));
             }
             PageState::Busy => region.pending.add(index),
             PageState::Untouched => {}
+        }
+        false
+    }
+
+    /// Reads some pages of a piece.
+    fn read_again(&mut self, piece: &Piece<'_>, pages: &[u64], judged: &mut Judged) {
+        for some in pages.chunks(PIECE_PAGES) {
+            let some = Piece { pages: some.to_vec(), ..*piece };
+            self.read(&some, judged);
+            self.ask_kinds(&some, judged);
         }
     }
 
@@ -455,11 +460,7 @@ impl Judge<'_> {
         let found = piece.pages.iter().zip(kinds);
         let private = found.filter(|(_, kind)| *kind == Some(Kind::Private));
         let pages: Vec<u64> = private.map(|(index, _)| *index).collect();
-        for some in pages.chunks(PIECE_PAGES) {
-            let some = Piece { pages: some.to_vec(), ..*piece };
-            self.read(&some, judged);
-            self.ask_kinds(&some, judged);
-        }
+        self.read_again(piece, &pages, judged);
     }
 
     /// The page is the machine's page of zeros: the program read where it never wrote, or the page
@@ -509,8 +510,7 @@ impl<'a> Piece<'a> {
 
     /// The piece's pages from the one at `from` on, adjacent ones together.
     fn runs(&self, from: usize) -> Vec<Range<Vpn>> {
-        let runs = self.pages[from..].chunk_by(|a, b| a + 1 == *b);
-        runs.map(|run| self.region.vpn(run[0])..self.region.vpn(run[run.len() - 1] + 1)).collect()
+        self.region.runs(&self.pages[from..])
     }
 }
 

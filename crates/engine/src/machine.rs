@@ -274,11 +274,11 @@ pub trait Nodes: Send + Sync {
     /// What the system said.
     fn run_on(&self, nid: Nid) -> std::io::Result<()>;
 
-    /// CPU time the calling thread has used.
+    /// CPU time the calling thread has used, and others for it.
     fn thread_cpu_time(&self) -> Duration;
 
-    /// The clock of the CPU time that the calling thread has used, for other threads to read too. Not to be
-    /// read once the thread has ended.
+    /// The clock of [`Self::thread_cpu_time`], for other threads to read too. Not to be read once the
+    /// thread has ended.
     fn cpu_clock(&self) -> CpuClock;
 
     /// A number that is another one once the machine has moved memory between nodes. It may be

@@ -57,6 +57,12 @@ impl Region {
         self.pages.start.plus(index)
     }
 
+    /// Where its pages with these numbers lie, those that follow each other together.
+    pub(crate) fn runs(&self, indices: &[u64]) -> Vec<Range<Vpn>> {
+        let runs = indices.chunk_by(|a, b| a + 1 == *b);
+        runs.map(|run| self.vpn(run[0])..self.vpn(run[run.len() - 1] + 1)).collect()
+    }
+
     pub(crate) fn index(&self, vpn: Vpn) -> u64 {
         vpn.0 - self.pages.start.0
     }

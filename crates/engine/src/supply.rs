@@ -12,10 +12,7 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::find::{Group, Merge};
 use crate::machine::PAGE_SIZE;
-use crate::world::World;
-
-/// Pages read by one call.
-const PIECE_PAGES: usize = 16;
+use crate::world::{READ_PAGES, World};
 
 /// A group and its frames.
 struct Supplied {
@@ -37,7 +34,7 @@ pub(crate) fn supply(
     let mut supplied = allocate(core, world, groups);
     for some in supplied.chunk_by_mut(|a, b| a.group.node == b.group.node) {
         core.pool(some[0].group.node).install(|| {
-            some.par_chunks_mut(PIECE_PAGES).for_each(|some| fill(core, world, some));
+            some.par_chunks_mut(READ_PAGES).for_each(|some| fill(core, world, some));
         });
     }
     let mut unused = Vec::new();
@@ -109,22 +106,13 @@ fn allocate(core: &Core, world: &World, groups: Vec<Group>) -> Vec<Supplied> {
 /// Copies a page of each group to its frames. The copy counts, not the page: it is what the
 /// fingerprint must be right for, since the page may change while it is copied.
 fn fill(core: &Core, world: &World, some: &mut [Supplied]) {
-    let adjacent =
-        |a: &Supplied, b: &Supplied| world.are_adjacent(a.group.pages[0], b.group.pages[0]);
-    for run in some.chunk_by_mut(adjacent) {
-        let (first, count) = (run[0].group.pages[0], run.len());
-        let mut to_fill = run.iter_mut();
-        world.read(first, count, |content| {
-            if let Some(supplied) = to_fill.next() {
-                supplied.fill(core, content);
-            }
-        });
-        for supplied in run {
-            for other in 1..supplied.group.pages.len() {
-                if !supplied.filled {
-                    let page = supplied.group.pages[other];
-                    world.read(page, 1, |content| supplied.fill(core, content));
-                }
+    let firsts: Vec<PageId> = some.iter().map(|supplied| supplied.group.pages[0]).collect();
+    world.read(&firsts, |at, content| some[at].fill(core, content));
+    for supplied in some {
+        for other in 1..supplied.group.pages.len() {
+            if !supplied.filled {
+                let page = supplied.group.pages[other];
+                world.read(&[page], |_, content| supplied.fill(core, content));
             }
         }
     }

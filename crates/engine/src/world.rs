@@ -17,6 +17,10 @@ use crate::machine::{PAGE_SIZE, Vpn};
 use crate::program::Program;
 use crate::region::Region;
 
+/// Pages read by one call. Few enough to be in a CPU's own cache still when they are judged; a machine may have
+/// to hand a call over to another thread, which costs as much as some pages.
+pub(crate) const READ_PAGES: usize = 64;
+
 /// Regions, records of pages, candidates.
 pub(crate) struct World {
     pub(crate) pages: PageTable,
@@ -71,23 +75,32 @@ impl World {
         self.pages.record(page)
     }
 
-    /// Whether `b` comes right after `a` in the same region.
-    pub(crate) fn are_adjacent(&self, a: PageId, b: PageId) -> bool {
-        b.0 == a.0 + 1 && self.pages.locate(a).0 == self.pages.locate(b).0
-    }
-
-    /// Passes copies of `count` adjacent pages of a region to `each`, up to the first that can't be
-    /// read.
-    pub(crate) fn read(&self, first: PageId, count: usize, mut each: impl FnMut(&[u8; PAGE_SIZE])) {
-        let (region, index) = self.locate(first);
-        let pages = region.vpn(index)..region.vpn(index + count as u64);
-        region.program.memory.read(&[pages], &mut each);
+    /// Passes a copy of each page that can be read to `each`, with its place in `pages`. Those of a
+    /// region that follow each other are read together.
+    pub(crate) fn read(&self, pages: &[PageId], mut each: impl FnMut(usize, &[u8; PAGE_SIZE])) {
+        let mut at = 0;
+        while let Some(first) = pages.get(at) {
+            let region = self.locate(*first).0;
+            let located = pages[at..].iter().map(|page| self.locate(*page));
+            let indices: Vec<u64> = located
+                .take_while(|(other, _)| Arc::ptr_eq(region, other))
+                .map(|(_, index)| index)
+                .collect();
+            let end = at + indices.len();
+            region.program.memory.read(&region.runs(&indices), &mut |content| {
+                each(at, content);
+                at += 1;
+            });
+            if at < end {
+                at += 1;
+            }
+        }
     }
 
     /// What `of` says of a copy of a page; None if it can't be read.
     pub(crate) fn look<T>(&self, page: PageId, of: impl Fn(&[u8; PAGE_SIZE]) -> T) -> Option<T> {
         let mut said = None;
-        self.read(page, 1, |content| said = Some(of(content)));
+        self.read(&[page], |_, content| said = Some(of(content)));
         said
     }
 
