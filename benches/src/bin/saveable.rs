@@ -96,7 +96,7 @@ impl Found {
         let content = File::open(format!("/proc/{number}/mem"))?;
         let frames = memory.frames()?;
         let mut kinds = Vec::new();
-        process.kinds(&memory.pages, &frames, &mut kinds)?;
+        process.kinds(std::slice::from_ref(&memory.pages), frames.clone(), &mut kinds)?;
         for (page, kind) in (memory.pages.start.0..).map(Vpn).zip(kinds) {
             match kind {
                 None => continue,

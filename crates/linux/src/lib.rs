@@ -16,7 +16,6 @@
 
 mod again;
 mod area;
-mod aside;
 mod bitmap;
 mod calls;
 mod convert;
@@ -31,6 +30,8 @@ mod heap;
 mod host;
 mod join;
 mod kinds;
+mod looker;
+mod looks;
 mod lookup;
 mod mapped;
 mod maps;

@@ -11,6 +11,7 @@ use numerge_engine::machine::{CpuClock, Nodes, PAGE_SIZE, Vpn};
 use numerge_topology::{AllowedCpus, Nid, Topology, nodes_of_pages};
 
 use crate::host;
+use crate::looker::{self, Used};
 use crate::num::{address, pointer, size};
 use crate::sys;
 use crate::uffd::Span;
@@ -77,11 +78,7 @@ impl Nodes for Machine {
     }
 
     fn thread_cpu_time(&self) -> Duration {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        Duration::new(
-            u64::try_from(time.tv_sec).unwrap_or(0),
-            u32::try_from(time.tv_nsec).unwrap_or(0),
-        )
+        looker::thread_cpu_time() + Used::of_current_thread().get()
     }
 
     fn cpu_clock(&self) -> CpuClock {
@@ -89,7 +86,8 @@ impl Nodes for Machine {
         // SAFETY: no safe binding gives a thread's clock to others. The calling thread exists, and `clock` is
         // written to only here.
         let known = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) };
-        Box::new(move || if known == 0 { time_of(clock) } else { Duration::ZERO })
+        let lookers = Used::of_current_thread();
+        Box::new(move || lookers.get() + if known == 0 { time_of(clock) } else { Duration::ZERO })
     }
 }
 

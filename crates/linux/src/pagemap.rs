@@ -43,7 +43,7 @@ const GAP_BYTES: u64 = 256 * PAGE_BYTES;
 /// The same where there may be pages of files.
 const GAP_IN_FILES_BYTES: u64 = 64 * PAGE_BYTES;
 /// Nothing, yet.
-pub(crate) const EMPTY: PageRegion = PageRegion { start: 0, end: 0, categories: 0 };
+const EMPTY: PageRegion = PageRegion { start: 0, end: 0, categories: 0 };
 
 /// `struct page_region`: adjacent pages of the same categories.
 #[repr(C)]
@@ -79,15 +79,6 @@ struct ScanArg {
     category_mask: u64,
     category_anyof_mask: u64,
     return_mask: u64,
-}
-
-/// Where a page that a process has is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Place {
-    /// Who looks at it need not wait.
-    Memory,
-    /// Elsewhere, or there is a mere marker, and nobody can tell what is behind it.
-    Swap,
 }
 
 /// A process's page tables, to ask.
@@ -226,19 +217,12 @@ impl Pagemap {
         Ok(())
     }
 
-    /// How many pages from the beginning of `bytes` on are of a kind, and which: None if the first is not
-    /// there, or a page of a file. One call, which looks no further than there are `regions`.
-    pub(crate) fn first_own(
-        &self,
-        bytes: Range<u64>,
-        regions: &mut [PageRegion],
-    ) -> io::Result<Option<(u64, Place)>> {
-        let (found, _) = self.scan(&Question::own(bytes.clone()), regions)?;
-        Ok(regions[..found].first().filter(|first| first.start == bytes.start).map(|first| {
-            let is_present = first.categories & category::PRESENT != 0;
-            let place = if is_present { Place::Memory } else { Place::Swap };
-            ((first.end - first.start) / PAGE_BYTES, place)
-        }))
+    /// How many pages from the beginning of `bytes` on are there, in memory or not, and no file's.
+    pub(crate) fn first_own(&self, bytes: Range<u64>) -> io::Result<u64> {
+        let mut region = [EMPTY];
+        let (found, _) = self.scan(&Question::own(bytes.clone()), &mut region)?;
+        let first = region[..found].first().filter(|first| first.start == bytes.start);
+        Ok(first.map_or(0, |first| (first.end - first.start) / PAGE_BYTES))
     }
 
     /// One call: as many regions as fit. Gives how many, and where the walk ended.
@@ -320,10 +304,10 @@ impl Question {
         }
     }
 
-    /// Pages that are there, and no file's.
+    /// Pages that are there, and no file's. Nothing else is told, so that nothing else parts them.
     const fn own(bytes: Range<u64>) -> Self {
         let there = Self::there(bytes, category::FILE);
-        Self { inverted: category::FILE, tell: category::PRESENT, ..there }
+        Self { inverted: category::FILE, tell: category::FILE, ..there }
     }
 
     /// Pages that are there and not write protected, to be protected; without `files`, which are

@@ -6,7 +6,7 @@ use std::ops::Range;
 use numerge_engine::machine::Vpn;
 
 /// Disjoint ranges in ascending order; adjacent ones with equal values are one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Ranges<T> {
     by_start: BTreeMap<Vpn, (Vpn, T)>,
 }

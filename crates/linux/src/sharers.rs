@@ -146,7 +146,7 @@ pub(crate) fn others_unheld(
     exempt: &Exempt,
     unanswered: &Arc<Unanswered>,
 ) -> Option<Vec<Shared>> {
-    let mut reader = Reader::new(files, Arc::clone(unanswered));
+    let reader = Reader::new(files, Arc::clone(unanswered));
     look_twice(exempt, &mut |pid, counted, shared| {
         shared.append(&mut reader.read(pid, counted)?);
         Ok(())

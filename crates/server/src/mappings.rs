@@ -13,8 +13,6 @@ use crate::client::Client;
 
 /// After so long, no other client's mappings are counted.
 const MOST: Duration = Duration::from_millis(20);
-/// How long one client's may take.
-const COUNT_WAIT: Duration = Duration::from_millis(200);
 
 /// How old a count may be for who asks again and again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -41,10 +39,13 @@ pub(crate) fn count_some(clients: &[Arc<Client>]) {
             break;
         }
         // Not locked meanwhile: who asks for the last count does not wait.
-        let mappings = client.memory.process().mappings(COUNT_WAIT);
+        let mappings = client.memory.process().mappings();
         let mut counted = client.counted.lock();
         counted.at = Some(now);
-        if !mappings.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        let is_unknown = mappings.as_ref().is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+        });
+        if !is_unknown {
             counted.mappings = mappings.ok();
         }
     }

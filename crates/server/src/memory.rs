@@ -33,8 +33,6 @@ const MERGE_WAIT: Duration = Duration::from_millis(250);
 /// How long an unmerge waits, while everything else in the engine does (S5.2). What is answered later
 /// is known to who asks again.
 const UNMERGE_WAIT: Duration = Duration::from_millis(8);
-/// How long counting a client's mappings may take, which the engine waits for with all else.
-const COUNT_WAIT: Duration = Duration::from_millis(250);
 /// How long a client may be silent, where nobody else waits, and how long it may say other things.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
@@ -44,7 +42,8 @@ pub(crate) struct RemoteMemory {
     process: RemoteProcess,
     pools: Arc<FramePools>,
     link: Link,
-    book: Mutex<Book>,
+    /// Whoever looks at the process may ask it too.
+    book: Arc<Mutex<Book>>,
     /// Pages that the client was not asked to merge since it was silent.
     unasked: AtomicU64,
     /// The client has said something, or there is no connection any more.
@@ -53,7 +52,7 @@ pub(crate) struct RemoteMemory {
 
 impl RemoteMemory {
     pub(crate) fn new(process: RemoteProcess, pools: Arc<FramePools>, link: Link) -> Self {
-        let book = Mutex::new(Book::new());
+        let book = Arc::new(Mutex::new(Book::new()));
         Self { process, pools, link, book, unasked: AtomicU64::new(0), heard: Condvar::new() }
     }
 
@@ -321,7 +320,7 @@ fn unmerge_questions(ranges: &[Range<Vpn>]) -> Vec<Vec<Range<Vpn>>> {
 
 fn system(call: &'static str) -> impl Fn(io::Error) -> MemoryError {
     move |source| match source.kind() {
-        io::ErrorKind::TimedOut => MemoryError::NoAnswer,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => MemoryError::NoAnswer,
         _ => MemoryError::System { call, source },
     }
 }
@@ -350,14 +349,18 @@ impl Memory for RemoteMemory {
             let Some((part, is_fresh)) = next else { break };
             let before = out.len();
             let reached = if is_fresh {
-                self.process.first_look(&part, out).map(|()| part.end).inspect_err(|_| {
-                    self.book().look_anew(part.clone());
-                })
+                self.process.first_look(&part, out).map(|()| part.end)
             } else {
-                let in_file = |pages: &Range<Vpn>| self.book().any_in_file(pages);
-                self.process.written(&part, left, &in_file, out)
+                let book = Arc::clone(&self.book);
+                let in_file = move |pages: &Range<Vpn>| book.lock().any_in_file(pages);
+                self.process.written(&part, left, in_file, out)
             };
-            let reached = reached.map_err(system("PAGEMAP_SCAN of a client"))?;
+            let reached = reached.map_err(|error| {
+                if is_fresh || error.kind() != io::ErrorKind::WouldBlock {
+                    self.book().look_anew(part.clone());
+                }
+                system("PAGEMAP_SCAN of a client")(error)
+            })?;
             left = left.saturating_sub(out[before..].iter().map(|run| count(&run.pages)).sum());
             if left == 0 {
                 return Ok(reached);
@@ -373,16 +376,15 @@ impl Memory for RemoteMemory {
             (book.live_in(std::slice::from_ref(&pages)), book.in_file(&pages))
         };
         let mut found = Vec::new();
-        let mut at = pages.start;
+        let looked = self.process.kinds(&live, in_file, &mut found);
+        looked.map_err(system("PAGEMAP_SCAN of a client"))?;
+        let (mut found, mut at) = (found.into_iter(), pages.start);
         for part in live {
-            found.extend((at.0..part.start.0).map(|_| None));
+            out.extend((at.0..part.start.0).map(|_| None));
+            out.extend((part.start.0..part.end.0).map(|_| found.next().flatten()));
             at = part.end;
-            self.process
-                .kinds(&part, &in_file, &mut found)
-                .map_err(system("PAGEMAP_SCAN of a client"))?;
         }
-        found.extend((at.0..pages.end.0).map(|_| None));
-        out.append(&mut found);
+        out.extend((at.0..pages.end.0).map(|_| None));
         Ok(())
     }
 
@@ -392,7 +394,11 @@ impl Memory for RemoteMemory {
         if live.iter().map(count).sum::<u64>() < wanted {
             live = up_to_the_first_gap(runs, live);
         }
-        self.process.read(&live, each);
+        // What is not known any more is told anew, by the next look at what was written.
+        if self.process.read(&live, each).is_err() {
+            let mut book = self.book();
+            live.into_iter().for_each(|part| book.look_anew(part));
+        }
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
@@ -419,7 +425,7 @@ impl Memory for RemoteMemory {
 
     fn mappings(&self) -> Result<Mappings, MemoryError> {
         Ok(Mappings {
-            used: self.process.mappings(COUNT_WAIT).map_err(system("read /proc/PID/maps"))?,
+            used: self.process.mappings().map_err(system("read /proc/PID/maps"))?,
             limit: mappings_limit().map_err(system("read vm.max_map_count"))?,
         })
     }
