@@ -42,6 +42,7 @@ static HULL_END: AtomicU64 = AtomicU64::new(0);
 pub(crate) const EVERYTHING: Range<Vpn> = Vpn(0)..Vpn(1 << 36);
 
 /// Whether the agent may have to do with any of these pages.
+#[inline]
 pub(crate) fn may_concern(pages: &Range<Vpn>) -> bool {
     let hull = hull();
     let within = pages.start.max(hull.start)..pages.end.min(hull.end);
@@ -153,6 +154,7 @@ struct Lane(AtomicU32);
 struct Passing(&'static Lane);
 
 impl Passing {
+    #[inline]
     fn begin() -> Self {
         // Threads' stacks are apart.
         let here = 0_u8;
@@ -167,6 +169,7 @@ impl Passing {
 }
 
 impl Drop for Passing {
+    #[inline]
     fn drop(&mut self) {
         // Release, with the acquire of all_have_passed(): the call was made before.
         self.0.0.fetch_sub(1, Ordering::Release);
@@ -174,6 +177,7 @@ impl Drop for Passing {
 }
 
 /// Makes a call that may do anything to these pages but unmap them, unless they are known: then None.
+#[inline]
 pub(crate) fn unless_known(pages: &Range<Vpn>, call: impl FnOnce() -> Answer) -> Option<Answer> {
     let _passing = Passing::begin();
     (!may_concern(pages)).then(call)

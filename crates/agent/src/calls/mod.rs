@@ -50,14 +50,25 @@ fn pages_of(start: usize, len: usize) -> Option<Range<Vpn>> {
     sys::pages(start, len).filter(|pages| !pages.is_empty())
 }
 
+/// Makes a call at once if the agent has nothing to do with its pages and the program not too many mappings,
+/// as is the rule. Else nothing has come of it, or nothing that doing it again would not do too.
+#[inline]
+fn at_once(pages: &Range<Vpn>, call: impl FnOnce() -> Answer) -> Option<Answer> {
+    known::unless_known(pages, call).filter(|answer| *answer != Err(libc::ENOMEM))
+}
+
 /// Makes a call that changes the mappings of a range, which are anonymous memory for it.
+#[inline]
 fn change(start: usize, len: usize, call: impl Fn() -> Answer) -> Answer {
     match pages_of(start, len) {
-        Some(pages) if agent::get().is_some() => relieved(|| change_pages(&pages, &call)),
+        Some(pages) if agent::get().is_some() => {
+            at_once(&pages, &call).unwrap_or_else(|| relieved(|| change_pages(&pages, &call)))
+        }
         _ => call(),
     }
 }
 
+#[cold]
 fn change_pages(pages: &Range<Vpn>, call: impl Fn() -> Answer) -> Answer {
     known::unless_known(pages, &call).unwrap_or_else(|| {
         let Some(here) = enter() else {
