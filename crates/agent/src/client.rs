@@ -189,7 +189,7 @@ impl Client {
                 let end = at.plus(LOOK_PAGES).min(pages.end);
                 kinds.clear();
                 // What can't be looked at is not counted.
-                let _ = self.memory.kinds(at..end, &mut kinds);
+                let _ = self.memory.kinds(std::slice::from_ref(&(at..end)), &mut kinds);
                 let of = |kind| kinds.iter().filter(|found| **found == Some(kind)).count() as u64;
                 merged.to_frames += of(Kind::Frame);
                 merged.to_zeros += of(Kind::Zero);

@@ -85,7 +85,7 @@ mod tests {
         let machine = Machine::new(Topology::new(vec![only]).unwrap(), 1);
         machine.write(Vpn(0), 7, Nid(0));
         machine.set_read_cost(Duration::from_millis(5));
-        let read = || Memory::read(&*machine, &[Vpn(0)..Vpn(1)], &mut |_| {});
+        let read = || Memory::read(&*machine, &[Vpn(0)..Vpn(1)], &mut |_| {}).unwrap();
         let (cpu, ms) = (CpuTime::default(), Duration::from_millis);
         read();
         let counted = cpu.counted(&*machine);

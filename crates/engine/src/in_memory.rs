@@ -161,6 +161,16 @@ impl Machine {
         *page = Page { mapped: Mapped::Own(content), nid, written: true, ..*page };
     }
 
+    /// Reports pages as written once more, as a machine does that could not read them.
+    pub fn report_again(&self, runs: &[Range<Vpn>]) {
+        let mut state = self.state();
+        for vpn in runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn) {
+            if let Some(page) = state.pages.get_mut(index(vpn)) {
+                page.written = page.mapped != Mapped::Nothing;
+            }
+        }
+    }
+
     /// What the program reads.
     ///
     /// # Panics
@@ -365,19 +375,25 @@ impl Memory for Machine {
         Ok(at)
     }
 
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+    fn kinds(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
         let state = self.state();
-        let pages = &state.pages[index(pages.start)..index(pages.end)];
-        out.extend(pages.iter().map(|page| page.mapped.kind()));
+        for run in runs {
+            let pages = &state.pages[index(run.start)..index(run.end)];
+            out.extend(pages.iter().map(|page| page.mapped.kind()));
+        }
         Ok(())
     }
 
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+    fn read(
+        &self,
+        runs: &[Range<Vpn>],
+        each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
+    ) -> Result<(), MemoryError> {
         for vpn in runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn) {
             let content = {
                 let state = self.state();
                 match state.pages.get(index(vpn)).map(|page| page.mapped) {
-                    None | Some(Mapped::Nothing) => return,
+                    None | Some(Mapped::Nothing) => return Ok(()),
                     Some(mapped) => state.content(mapped),
                 }
             };
@@ -388,6 +404,7 @@ impl Memory for Machine {
             }
             each(&expand(content));
         }
+        Ok(())
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

@@ -273,12 +273,10 @@ impl Judge<'_> {
             return;
         }
         let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
-        for run in piece.runs(0) {
-            if let Err(error) = region.program.memory.kinds(run, &mut kinds) {
-                self.core.report(error);
-                merged.iter().for_each(|(at, _)| region.pending.add(piece.pages[*at]));
-                return;
-            }
+        if let Err(error) = region.program.memory.kinds(&piece.runs(0), &mut kinds) {
+            self.core.report(error);
+            merged.iter().for_each(|(at, _)| region.pending.add(piece.pages[*at]));
+            return;
         }
         for (at, left) in merged {
             // Where nothing is mapped at this moment, nothing is known: a frame need not be.
@@ -333,7 +331,7 @@ impl Judge<'_> {
         true
     }
 
-    /// Reads and judges a piece, passing over what can't be read.
+    /// Reads and judges a piece, passing over what can't be read. What can't be told now is reported again.
     fn read(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
         // What was written to has to leave the unstable tree.
         let tree = self.world.unstable(self.core.tree_of(piece.node.unwrap_or(self.node)));
@@ -341,10 +339,13 @@ impl Judge<'_> {
         tree.prefetch_removal(&self.world.pages, pages);
         let mut at = 0;
         while at < piece.pages.len() {
-            piece.region.program.memory.read(&piece.runs(at), &mut |content| {
+            let read = piece.region.program.memory.read(&piece.runs(at), &mut |content| {
                 self.written(piece, at, self.core.prints.of(content), judged);
                 at += 1;
             });
+            if let Err(error) = read {
+                return self.core.report(error);
+            }
             if at < piece.pages.len() {
                 self.vanished(piece, at);
                 at += 1;
@@ -450,12 +451,10 @@ impl Judge<'_> {
     /// Reads pages of which nothing is known, as after an unmerging of everything, if there is anything.
     fn anew(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
         let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
-        for run in piece.runs(0) {
-            if let Err(error) = region.program.memory.kinds(run, &mut kinds) {
-                self.core.report(error);
-                piece.pages.iter().for_each(|index| region.pending.add(*index));
-                return;
-            }
+        if let Err(error) = region.program.memory.kinds(&piece.runs(0), &mut kinds) {
+            self.core.report(error);
+            piece.pages.iter().for_each(|index| region.pending.add(*index));
+            return;
         }
         let found = piece.pages.iter().zip(kinds);
         let private = found.filter(|(_, kind)| *kind == Some(Kind::Private));

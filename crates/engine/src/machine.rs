@@ -153,11 +153,11 @@ pub trait Memory: Send + Sync {
         out: &mut Vec<Written>,
     ) -> Result<Vpn, MemoryError>;
 
-    /// Appends what lies at each page now; None where there is no page. Changes nothing.
+    /// Appends what lies at each page of the runs now, in order; None where there is no page. Changes nothing.
     ///
     /// # Errors
     /// [`MemoryError`]; nothing is appended then.
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError>;
+    fn kinds(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError>;
 
     /// Passes copies of the pages to `each`, one after the other, up to the first that can't be
     /// read. The program may be writing to them: a copy may be torn, but then [`Memory::written`]
@@ -165,7 +165,15 @@ pub trait Memory: Send + Sync {
     ///
     /// A copy is passed on while it is in the innermost cache still, which is most of what makes
     /// looking at a page cheap.
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE]));
+    ///
+    /// # Errors
+    /// [`MemoryError`]: of the pages that were not passed nothing is known, and all of `runs` are reported by
+    /// [`Memory::written`] as if they had been written.
+    fn read(
+        &self,
+        runs: &[Range<Vpn>],
+        each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
+    ) -> Result<(), MemoryError>;
 
     /// Freezes, verifies and maps each run, and appends to `out` one outcome a page, runs in order.
     /// No page of the program changes its content, whatever the outcome.

@@ -301,10 +301,11 @@ pub(crate) fn pages_of(core: &Core, region: &Arc<Region>) -> Result<PagesByNode,
         let end = (start + WALKED as u64).min(region.len());
         nids.clear();
         frames.clear();
+        // Before the world is locked: a program may take its time.
+        region.program.memory.nodes_of(&[region.vpn(start)..region.vpn(end)], &mut nids)?;
         {
             // No batch is under way, so that no share is given up and every frame stays in use.
             let world = core.world_mut();
-            region.program.memory.nodes_of(&[region.vpn(start)..region.vpn(end)], &mut nids)?;
             if world.holds(region) {
                 let unknown = (start..end).zip(&nids).filter(|(_, nid)| nid.is_none());
                 frames.extend(unknown.filter_map(|(index, _)| frame_of(&world, region, index)));

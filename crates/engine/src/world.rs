@@ -87,13 +87,14 @@ impl World {
                 .map(|(_, index)| index)
                 .collect();
             let end = at + indices.len();
-            region.program.memory.read(&region.runs(&indices), &mut |content| {
+            let read = region.program.memory.read(&region.runs(&indices), &mut |content| {
                 each(at, content);
                 at += 1;
             });
-            if at < end {
-                at += 1;
-            }
+            at = match read {
+                Ok(()) => (at + 1).min(end),
+                Err(_) => end,
+            };
         }
     }
 

@@ -32,26 +32,35 @@ impl ProcessMemory {
     /// Appends the kind of each page; nothing if that fails.
     pub(crate) fn append_kinds(
         &self,
-        pages: &Range<Vpn>,
+        runs: &[Range<Vpn>],
         out: &mut Vec<Option<Kind>>,
     ) -> Result<(), MemoryError> {
         // Held over the look: pages go from one kind of mapping to the other only under it.
         let tables = self.tables();
-        let look_at = |pages: &[Vpn]| {
-            pages.iter().for_each(|page| self.read(&[*page..page.plus(1)], &mut |_| {}));
-            Ok(())
-        };
-        append(&self.pagemap, &tables.in_file, &look_at, pages, out)
+        let look_at = |page: Vpn| _ = self.read(&[page..page.plus(1)], &mut |_| {});
+        append(&self.pagemap, &tables.in_file, &look_at, runs, out)
             .map_err(|source| system("PAGEMAP_SCAN", source))
     }
 }
 
 /// Appends the kind of each page; nothing if that fails. `in_file` are the pages that may be in a file
-/// mapping, `look_at` reads pages.
+/// mapping, `look_at` reads a page.
 pub(crate) fn append<T: Copy + PartialEq>(
     pagemap: &Pagemap,
     in_file: &Ranges<T>,
-    look_at: &dyn Fn(&[Vpn]) -> io::Result<()>,
+    look_at: &dyn Fn(Vpn),
+    runs: &[Range<Vpn>],
+    out: &mut Vec<Option<Kind>>,
+) -> io::Result<()> {
+    let before = out.len();
+    let appended = runs.iter().try_for_each(|run| append_run(pagemap, in_file, look_at, run, out));
+    appended.inspect_err(|_| out.truncate(before))
+}
+
+fn append_run<T: Copy + PartialEq>(
+    pagemap: &Pagemap,
+    in_file: &Ranges<T>,
+    look_at: &dyn Fn(Vpn),
     pages: &Range<Vpn>,
     out: &mut Vec<Option<Kind>>,
 ) -> io::Result<()> {
@@ -80,11 +89,9 @@ pub(crate) fn append<T: Copy + PartialEq>(
             none => *none = Some(Kind::Private),
         }
     }
-    // Looking at it brings in what is really there.
-    if !unknown.is_empty() {
-        look_at(&unknown)?;
-    }
     for page in unknown {
+        // Looking at it brings in what is really there.
+        look_at(page);
         each_there(&(page..page.plus(1)), &mut |region| {
             if region.categories & category::PRESENT != 0 {
                 found[size(page.0 - pages.start.0)] = Some(kind(region.categories));

@@ -70,6 +70,11 @@ pub(crate) fn call<T: Send + 'static>(
     Ok(found)
 }
 
+/// The calling thread's next look is made by a new looker: the thread runs elsewhere now.
+pub(crate) fn dismiss() {
+    LOOKER.take();
+}
+
 /// A looker ends when nobody can give it anything to do any more.
 fn start() -> io::Result<SyncSender<Look>> {
     let (orders, ordered) = sync_channel::<Look>(1);
@@ -102,6 +107,8 @@ mod tests {
         let first = looker();
         assert_ne!(first, std::thread::current().id());
         assert_eq!(first, looker());
+        dismiss();
+        assert_ne!(first, looker());
         let others = std::thread::spawn(|| (looker(), std::thread::current().id()));
         let others = others.join().expect("no panic");
         assert!(others.0 != first && others.1 != first);

@@ -329,17 +329,21 @@ impl Memory for ProcessMemory {
             .map_err(|source| system("PAGEMAP_SCAN", source))
     }
 
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+    fn kinds(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
         if self.is_inherited() {
-            out.extend((0..count(&pages)).map(|_| None));
+            out.extend((0..runs.iter().map(count).sum()).map(|_| None));
             return Ok(());
         }
-        self.append_kinds(&pages, out)
+        self.append_kinds(runs, out)
     }
 
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+    fn read(
+        &self,
+        runs: &[Range<Vpn>],
+        each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
+    ) -> Result<(), MemoryError> {
         if self.is_inherited() {
-            return;
+            return Ok(());
         }
         let mut copy = [0; PAGE_SIZE];
         let mut pages = runs.iter().flat_map(|run| run.start.0..run.end.0).map(Vpn).peekable();
@@ -350,6 +354,7 @@ impl Memory for ProcessMemory {
             copy::page(page, &mut copy);
             each(&copy);
         }
+        Ok(())
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

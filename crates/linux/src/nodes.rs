@@ -43,6 +43,7 @@ impl Nodes for Machine {
             Some(allowed) => self.topology.pin_current_thread_within(nid, allowed),
             None => self.topology.pin_current_thread(nid),
         };
+        looker::dismiss();
         pinned.map_err(io::Error::other)
     }
 

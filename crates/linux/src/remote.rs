@@ -35,6 +35,7 @@ use crate::looks::Looks;
 use crate::num::{address, count, size};
 use crate::pagemap::Pagemap;
 use crate::ranges::Ranges;
+use crate::sharers::ProcessId;
 
 /// Pages read by one look: few enough to be in a CPU's own cache still when they are judged, and as many as make
 /// handing them over cheap (16 pages: 40 % more CPU time, 64: 7 %, 128: 3 %, measured).
@@ -130,8 +131,10 @@ impl RemoteProcess {
             });
         }
         let pagemap = Arc::new(Pagemap::of(File::from(pagemap))?);
+        let process = ProcessId::of(pid.cast_unsigned());
+        let process = process.map_err(|source| failure(pid, "read /proc/PID/stat", source))?;
         let (directory, memory) = (Arc::new(directory), Arc::new(memory));
-        Ok(Self { pid, directory, memory, pagemap, looks: Looks::new() })
+        Ok(Self { pid, directory, memory, pagemap, looks: Looks::at(process) })
     }
 
     /// Its number.
@@ -152,7 +155,7 @@ impl RemoteProcess {
     /// [`numerge_engine::machine::Memory::read`].
     ///
     /// # Errors
-    /// `TimedOut` or `WouldBlock`: of the pages that were not passed nothing is known.
+    /// `TimedOut`, `WouldBlock`, or what the system said: of the pages that were not passed nothing is known.
     pub fn read(
         &self,
         runs: &[Range<Vpn>],
@@ -169,6 +172,7 @@ impl RemoteProcess {
                 (piece, got)
             };
             let (piece, got) = self.looks.look(look)?;
+            let got = unless_gone(got, || 0)?;
             piece[..got].iter().for_each(&mut *each);
             PIECE.set(piece);
             if got < wanted {
@@ -178,8 +182,9 @@ impl RemoteProcess {
         Ok(())
     }
 
-    /// Appends what was written in `pages` since the last call, and arms it again; `in_file` tells
-    /// whether any of some pages may be in a file mapping. See [`numerge_engine::machine::Memory::written`].
+    /// Appends what was written in `parts`, which are in ascending order, since the last call, and arms it
+    /// again; stops at `max_pages` (at least 1). `in_file` tells whether any of some pages may be in a file
+    /// mapping. Gives where the walk ended, if not at the end. See [`numerge_engine::machine::Memory::written`].
     ///
     /// What is not registered with a userfaultfd of the process is passed over, and so is all once it has
     /// ended.
@@ -189,37 +194,49 @@ impl RemoteProcess {
     /// any more, and a [`Self::first_look`] is needed.
     pub fn written(
         &self,
-        pages: &Range<Vpn>,
+        parts: Vec<Range<Vpn>>,
         max_pages: u64,
         in_file: impl Fn(&Range<Vpn>) -> bool + Send + 'static,
         out: &mut Vec<Written>,
-    ) -> io::Result<Vpn> {
-        let (pagemap, looked_at) = (Arc::clone(&self.pagemap), pages.clone());
-        let look = move || {
-            let mut found = Vec::new();
-            let walked = pagemap.append_written(&looked_at, max_pages, &in_file, &mut found);
-            walked.map(|reached| (reached, found))
+    ) -> io::Result<Option<Vpn>> {
+        let pagemap = Arc::clone(&self.pagemap);
+        let look = move || -> io::Result<(Option<Vpn>, Vec<Written>)> {
+            let (mut found, mut left) = (Vec::new(), max_pages.max(1));
+            for part in parts {
+                let before = found.len();
+                let reached = pagemap.append_written(&part, left, &in_file, &mut found)?;
+                let pages: u64 =
+                    found[before..].iter().map(|run: &Written| count(&run.pages)).sum();
+                left = left.saturating_sub(pages);
+                if left == 0 {
+                    return Ok((Some(reached), found));
+                }
+            }
+            Ok((None, found))
         };
-        let found = unless_gone(self.looks.look(look)?, || (pages.end, Vec::new()));
+        let found = unless_gone(self.looks.look(look)?, || (None, Vec::new()));
         let (reached, mut found) = found?;
         out.append(&mut found);
         Ok(reached)
     }
 
-    /// Appends all of `pages` that are there as if they had been written, and arms them.
+    /// Appends all pages of `parts` that are there as if they had been written, and arms them.
     ///
     /// # Errors
     /// What the system said; nothing is appended then.
-    pub fn first_look(&self, pages: &Range<Vpn>, out: &mut Vec<Written>) -> io::Result<()> {
-        let (pagemap, bytes) =
-            (Arc::clone(&self.pagemap), address(pages.start)..address(pages.end));
+    pub fn first_look(&self, parts: Vec<Range<Vpn>>, out: &mut Vec<Written>) -> io::Result<()> {
+        let pagemap = Arc::clone(&self.pagemap);
         let look = move || -> io::Result<Vec<Written>> {
-            // Armed before: what is written after that is reported next time.
-            pagemap.take_written(bytes.clone(), u64::MAX, &|_| true, &mut |_| {})?;
             let mut found = Vec::new();
-            pagemap.find(bytes, 0, &mut |region| {
-                found.push(Written { pages: region.pages(), kind: kinds::kind(region.categories) });
-            })?;
+            for part in parts {
+                let bytes = address(part.start)..address(part.end);
+                // Armed before: what is written after that is reported next time.
+                pagemap.take_written(bytes.clone(), u64::MAX, &|_| true, &mut |_| {})?;
+                pagemap.find(bytes, 0, &mut |region| {
+                    let kind = kinds::kind(region.categories);
+                    found.push(Written { pages: region.pages(), kind });
+                })?;
+            }
             Ok(found)
         };
         out.append(&mut unless_gone(self.looks.look(look)?, Vec::new)?);
@@ -241,14 +258,8 @@ impl RemoteProcess {
         let looked_at = runs.to_vec();
         let look = move || {
             let mut found = Vec::new();
-            let bring_in = |pages: &[Vpn]| {
-                for page in pages {
-                    read_pages(&memory, *page, &mut [[0; PAGE_SIZE]]);
-                }
-                Ok(())
-            };
-            let mut runs = looked_at.iter();
-            runs.try_for_each(|run| kinds::append(&pagemap, &in_file, &bring_in, run, &mut found))?;
+            let bring_in = |page: Vpn| _ = read_pages(&memory, page, &mut [[0; PAGE_SIZE]]);
+            kinds::append(&pagemap, &in_file, &bring_in, &looked_at, &mut found)?;
             Ok(found)
         };
         let nothing = || runs.iter().flat_map(|run| run.start.0..run.end.0).map(|_| None).collect();
@@ -328,17 +339,17 @@ fn read_own(
     pagemap: &Pagemap,
     runs: &[Range<Vpn>],
     piece: &mut [[u8; PAGE_SIZE]],
-) -> usize {
+) -> io::Result<usize> {
     let mut got = 0;
     for run in runs {
-        let own = pagemap.first_own(address(run.start)..address(run.end)).unwrap_or(0);
+        let own = pagemap.first_own(address(run.start)..address(run.end))?;
         let read = read_pages(memory, run.start, &mut piece[got..got + size(own)]);
         got += read;
         if read < size(count(run)) {
             break;
         }
     }
-    got
+    Ok(got)
 }
 
 /// Whether there is no memory behind this file any more.

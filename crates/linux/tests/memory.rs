@@ -234,7 +234,7 @@ fn read_passes_on_runs_one_after_the_other() {
     let region = world.region(PAGES, unique);
     let mut read = Vec::new();
     let scattered = [sub(&region, 9..10), sub(&region, 2..4)];
-    world.memory.read(&scattered, &mut |content| read.push(*content));
+    world.memory.read(&scattered, &mut |content| read.push(*content)).unwrap();
     assert!(read == [9, 2, 3].map(|page| page_of(unique(page))));
 }
 
@@ -368,7 +368,7 @@ fn s1_1_a_frame_nobody_has_looked_at_is_still_a_frame() {
     assert!(all(&world.merge(sub(&region, 5..6), Target::Zero), Outcome::Merged));
     let kinds = || {
         let mut out = Vec::new();
-        world.memory.kinds(region.pages(), &mut out).unwrap();
+        world.memory.kinds(&[region.pages()], &mut out).unwrap();
         out
     };
     let (frame, private, zero) = (Some(Kind::Frame), Some(Kind::Private), Some(Kind::Zero));
@@ -431,7 +431,7 @@ fn s3_6_ranges_mostly_written_to_become_anonymous_again() {
     let (mended, kept) = (0..240, 760..1000);
     let are = |pages: std::ops::Range<usize>, wanted: Kind| {
         let mut kinds = Vec::new();
-        world.memory.kinds(sub(&region, pages), &mut kinds).unwrap();
+        world.memory.kinds(&[sub(&region, pages)], &mut kinds).unwrap();
         kinds.iter().filter(|kind| **kind == Some(wanted)).count()
     };
     while are(mended.clone(), Kind::Frame) > 0 {

@@ -56,10 +56,10 @@ fn tells_what_was_written_and_what_lies_where() {
     let region = world.region(8, |page| page as u64 + 1);
     let mut written = Vec::new();
     let look = |out: &mut Vec<Written>| {
-        let end = process.written(&region.pages(), u64::MAX, |_| true, out).unwrap();
-        assert_eq!(end, region.pages().end);
+        let end = process.written(vec![region.pages()], u64::MAX, |_| true, out).unwrap();
+        assert_eq!(end, None);
     };
-    process.first_look(&region.pages(), &mut written).unwrap();
+    process.first_look(vec![region.pages()], &mut written).unwrap();
     assert_eq!(written, [Written { pages: region.pages(), kind: Kind::Private }]);
     written.clear();
     look(&mut written);
@@ -68,7 +68,7 @@ fn tells_what_was_written_and_what_lies_where() {
     look(&mut written);
     assert_eq!(written, [Written { pages: sub(&region, 2..3), kind: Kind::Private }]);
     written.clear();
-    process.first_look(&region.pages(), &mut written).unwrap();
+    process.first_look(vec![region.pages()], &mut written).unwrap();
     assert_eq!(written.iter().map(|run| run.pages.end.0 - run.pages.start.0).sum::<u64>(), 8);
 
     let frames = world.frames(&[4, 5]);
@@ -113,8 +113,8 @@ fn s6_pages_of_files_are_read_only_where_the_process_has_written_to_them() {
     region.write(4 * 4096, &page_of(77)).unwrap();
     assert!(contents(&process, &[sub(&region, 4..5)]) == [page_of(77)]);
     // Nobody can tell what is behind a marker.
-    let end = process.written(&merged, u64::MAX, |_| true, &mut Vec::new()).unwrap();
-    assert_eq!(end, merged.end);
+    let end = process.written(vec![merged], u64::MAX, |_| true, &mut Vec::new()).unwrap();
+    assert_eq!(end, None);
     advise(&sub(&region, 5..6), libc::MADV_DONTNEED);
     assert!(contents(&process, &[sub(&region, 5..6)]) == [page_of(6)]);
     process.wait_for_looks();
@@ -177,9 +177,9 @@ fn of_a_process_that_has_ended_nothing_is_left() {
     let (mut kinds, mut written, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
     process.kinds(&[region.pages()], Ranges::<()>::new(), &mut kinds).unwrap();
     assert_eq!(kinds, [None; 4]);
-    let end = process.written(&region.pages(), 9, |_| false, &mut written).unwrap();
-    assert_eq!((end, written.len()), (region.pages().end, 0));
-    process.first_look(&region.pages(), &mut written).unwrap();
+    let end = process.written(vec![region.pages()], 9, |_| false, &mut written).unwrap();
+    assert_eq!((end, written.len()), (None, 0));
+    process.first_look(vec![region.pages()], &mut written).unwrap();
     assert_eq!(written, []);
     process.nodes_of(&[region.pages()], &mut nodes).unwrap();
     assert_eq!(nodes, [None; 4]);

@@ -23,6 +23,8 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Most ranges that are kept track of. A program has a mapping for each, of which it has fewer.
 const RANGES: usize = 1 << 18;
+/// Most ranges that are kept track of for being looked at anew.
+const FRESH_RANGES: usize = 1 << 12;
 
 /// An answer that can't be true.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -125,9 +127,13 @@ impl Book {
         self.check_pieces()
     }
 
-    /// The engine knows nothing of pages any more, but that they are there.
-    pub(crate) fn look_anew(&mut self, pages: Range<Vpn>) {
-        self.fresh.insert(pages, ());
+    /// The engine knows nothing of pages any more, but that those that are there are.
+    pub(crate) fn look_anew(&mut self, ranges: &[Range<Vpn>]) {
+        ranges.iter().for_each(|pages| self.fresh.insert(pages.clone(), ()));
+        // More than these may be looked at anew, but no less.
+        if let Some(all) = self.fresh.hull().filter(|_| self.fresh.len() > FRESH_RANGES) {
+            self.fresh.insert(all, ());
+        }
     }
 
     /// The first of these pages that are there, as far as they are all fresh or none is, and whether
@@ -136,17 +142,29 @@ impl Book {
         &mut self,
         pages: &Range<Vpn>,
         most: u64,
-    ) -> Option<(Range<Vpn>, bool)> {
-        let (live, ()) = self.live.next_in(pages)?;
-        match self.fresh.next_in(&live) {
-            Some((fresh, ())) if fresh.start == live.start => {
-                let part = fresh.start..fresh.end.min(fresh.start.plus(most));
-                self.fresh.remove(&part);
-                Some((part, true))
+    ) -> Option<(Vec<Range<Vpn>>, bool)> {
+        let (mut parts, mut are_fresh, mut left) = (Vec::new(), None, most);
+        let mut at = pages.start;
+        while let Some((live, ())) = self.live.next_in(&(at..pages.end)).filter(|_| left > 0) {
+            let fresh = self.fresh.next_in(&live).map(|(fresh, ())| fresh);
+            let is_fresh = fresh.as_ref().is_some_and(|fresh| fresh.start == live.start);
+            if *are_fresh.get_or_insert(is_fresh) != is_fresh {
+                break;
             }
-            Some((fresh, ())) => Some((live.start..fresh.start, false)),
-            None => Some((live, false)),
+            let part = match fresh {
+                Some(fresh) if is_fresh => {
+                    let part = fresh.start..fresh.end.min(fresh.start.plus(left));
+                    left -= count(&part);
+                    self.fresh.remove(&part);
+                    part
+                }
+                Some(fresh) => live.start..fresh.start,
+                None => live,
+            };
+            at = part.end;
+            parts.push(part);
         }
+        Some((parts, are_fresh?))
     }
 
     /// The client said that pages are gone, and the engine has not been told yet.
@@ -205,9 +223,10 @@ impl Book {
     }
 
     /// Those that may be in a file mapping.
-    pub(crate) fn in_file(&self, pages: &Range<Vpn>) -> Ranges<()> {
+    pub(crate) fn in_file(&self, ranges: &[Range<Vpn>]) -> Ranges<()> {
         let mut found = Ranges::new();
-        parts_in(&self.in_file, pages).for_each(|(part, ())| found.insert(part, ()));
+        let parts = ranges.iter().flat_map(|pages| parts_in(&self.in_file, pages));
+        parts.for_each(|(part, ())| found.insert(part, ()));
         found
     }
 

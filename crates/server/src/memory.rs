@@ -344,61 +344,67 @@ impl Memory for RemoteMemory {
     ) -> Result<Vpn, MemoryError> {
         let mut left = max_pages.max(1);
         let mut at = pages.start;
-        while at < pages.end {
+        loop {
             let next = self.book().next_to_look_at(&(at..pages.end), left);
-            let Some((part, is_fresh)) = next else { break };
+            let Some((parts, is_fresh)) = next else { return Ok(pages.end) };
+            let end = parts.last().map_or(pages.end, |last| last.end);
             let before = out.len();
             let reached = if is_fresh {
-                self.process.first_look(&part, out).map(|()| part.end)
+                self.process.first_look(parts.clone(), out).map(|()| None)
             } else {
                 let book = Arc::clone(&self.book);
                 let in_file = move |pages: &Range<Vpn>| book.lock().any_in_file(pages);
-                self.process.written(&part, left, in_file, out)
+                self.process.written(parts.clone(), left, in_file, out)
             };
             let reached = reached.map_err(|error| {
                 if is_fresh || error.kind() != io::ErrorKind::WouldBlock {
-                    self.book().look_anew(part.clone());
+                    self.book().look_anew(&parts);
                 }
                 system("PAGEMAP_SCAN of a client")(error)
             })?;
             left = left.saturating_sub(out[before..].iter().map(|run| count(&run.pages)).sum());
+            at = reached.unwrap_or(end);
             if left == 0 {
-                return Ok(reached);
+                return Ok(at);
             }
-            at = part.end;
         }
-        Ok(pages.end)
     }
 
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+    fn kinds(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
         let (live, in_file) = {
             let book = self.book();
-            (book.live_in(std::slice::from_ref(&pages)), book.in_file(&pages))
+            (book.live_in(runs), book.in_file(runs))
         };
+        if live.is_empty() {
+            out.extend((0..runs.iter().map(count).sum()).map(|_| None));
+            return Ok(());
+        }
         let mut found = Vec::new();
         let looked = self.process.kinds(&live, in_file, &mut found);
         looked.map_err(system("PAGEMAP_SCAN of a client"))?;
-        let (mut found, mut at) = (found.into_iter(), pages.start);
-        for part in live {
-            out.extend((at.0..part.start.0).map(|_| None));
-            out.extend((part.start.0..part.end.0).map(|_| found.next().flatten()));
-            at = part.end;
-        }
-        out.extend((at.0..pages.end.0).map(|_| None));
+        let mut found = live.iter().flat_map(|part| part.start.0..part.end.0).zip(found).peekable();
+        out.extend(
+            runs.iter()
+                .flat_map(|run| run.start.0..run.end.0)
+                .map(|page| found.next_if(|(at, _)| *at == page).and_then(|(_, kind)| kind)),
+        );
         Ok(())
     }
 
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+    fn read(
+        &self,
+        runs: &[Range<Vpn>],
+        each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
+    ) -> Result<(), MemoryError> {
         let wanted: u64 = runs.iter().map(count).sum();
         let mut live = self.book().live_in(runs);
         if live.iter().map(count).sum::<u64>() < wanted {
             live = up_to_the_first_gap(runs, live);
         }
-        // What is not known any more is told anew, by the next look at what was written.
-        if self.process.read(&live, each).is_err() {
-            let mut book = self.book();
-            live.into_iter().for_each(|part| book.look_anew(part));
-        }
+        self.process.read(&live, each).map_err(|error| {
+            self.book().look_anew(runs);
+            system("read a client's memory")(error)
+        })
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {

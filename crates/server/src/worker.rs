@@ -250,7 +250,7 @@ impl<'a> Worker<'a> {
                 if let Err(failed) = self.tell_engine(&part) {
                     return Err(Rejection::new(Reason::Other, failed.to_string()));
                 }
-                self.client.memory.book().look_anew(part);
+                self.client.memory.book().look_anew(&[part]);
             }
         }
         if self.client.memory.book().is_over() {

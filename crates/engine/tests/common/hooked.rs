@@ -193,23 +193,27 @@ impl<H: Hooks> Memory for Hooked<H> {
         Ok(reached)
     }
 
-    fn kinds(&self, pages: Range<Vpn>, out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
-        let at = [numbers(&pages)];
+    fn kinds(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Kind>>) -> Result<(), MemoryError> {
+        let at = all_numbers(runs);
         self.hooks.before(Call::Kinds, &at)?;
-        self.machine.kinds(pages, out)?;
+        self.machine.kinds(runs, out)?;
         self.hooks.after(Call::Kinds, &at)
     }
 
-    fn read(&self, runs: &[Range<Vpn>], each: &mut dyn FnMut(&[u8; PAGE_SIZE])) {
+    fn read(
+        &self,
+        runs: &[Range<Vpn>],
+        each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
+    ) -> Result<(), MemoryError> {
         let at = all_numbers(runs);
-        if self.hooks.before(Call::Read, &at).is_err() {
-            return;
-        }
+        self.hooks.before(Call::Read, &at).inspect_err(|_| self.machine.report_again(runs))?;
         let mut copies = Vec::new();
-        Memory::read(&*self.machine, runs, &mut |content| copies.push(*content));
-        if self.hooks.after(Call::Read, &at).is_ok() {
-            copies.iter().for_each(each);
-        }
+        Memory::read(&*self.machine, runs, &mut |content| copies.push(*content))?;
+        let after = self.hooks.after(Call::Read, &at);
+        // Some have been passed on, as where a machine ends in the midst of it.
+        let passed = if after.is_ok() { copies.len() } else { copies.len() / 2 };
+        copies[..passed].iter().for_each(each);
+        after.inspect_err(|_| self.machine.report_again(runs))
     }
 
     /// Page by page, as a real machine is not one step either.

@@ -78,7 +78,7 @@ impl Hooks for Chance {
                 _ => MemoryError::NoAnswer,
             }),
             // A page merged late is never left alone, and what the pools do does not fail.
-            Call::Read | Call::Merge | Call::NodeOfFrame | Call::NodesOfFrames => Ok(()),
+            Call::Merge | Call::NodeOfFrame | Call::NodesOfFrames => Ok(()),
             _ if self.fails(call) => Err(broken()),
             _ => Ok(()),
         }
@@ -86,8 +86,12 @@ impl Hooks for Chance {
 
     fn after(&self, call: Call, _: &[Range<u64>]) -> Result<(), MemoryError> {
         self.dawdle();
-        // Of the last page nothing is said.
-        if call == Call::Merge && self.fails(call) { Err(broken()) } else { Ok(()) }
+        // Of the last page nothing is said, or of the second half.
+        if matches!(call, Call::Read | Call::Merge) && self.fails(call) {
+            Err(broken())
+        } else {
+            Ok(())
+        }
     }
 
     fn outcome(&self, _: Vpn) -> Option<Outcome> {

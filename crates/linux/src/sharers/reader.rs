@@ -26,6 +26,25 @@ impl Unanswered {
     }
 }
 
+/// A process that is waited for until this is dropped.
+struct Waited {
+    unanswered: Arc<Unanswered>,
+    process: ProcessId,
+}
+
+impl Waited {
+    fn begin(unanswered: &Arc<Unanswered>, process: ProcessId) -> Self {
+        unanswered.processes().insert(process);
+        Self { unanswered: Arc::clone(unanswered), process }
+    }
+}
+
+impl Drop for Waited {
+    fn drop(&mut self) {
+        self.unanswered.processes().remove(&self.process);
+    }
+}
+
 /// Reads mappings by the calling thread's looker.
 pub(super) struct Reader {
     files: Arc<[FileId]>,
@@ -47,13 +66,12 @@ impl Reader {
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
-        // Before it is ordered: who reads takes it out again.
-        self.unanswered.processes().insert(process);
-        let (files, unanswered) = (Arc::clone(&self.files), Arc::clone(&self.unanswered));
+        let waited_for = Waited::begin(&self.unanswered, process);
+        let files = Arc::clone(&self.files);
         let read = move || {
             let mut shared = Vec::new();
             let read = read_maps(process.pid, &files, counted, &mut shared);
-            unanswered.processes().remove(&process);
+            drop(waited_for);
             read.map(|()| shared)
         };
         looker::call(READ_WAIT, read)?

@@ -312,15 +312,24 @@ impl<'a> Bed<'a> {
     }
 
     fn look(&mut self) {
+        if self.bytes.below(4) == 0 {
+            let anew = self.bytes.pages();
+            self.book.look_anew(std::slice::from_ref(&anew));
+            self.change(each(&anew), |page| page.fresh = true);
+        }
         let (mut pages, most) = (self.bytes.pages(), 1 + self.bytes.below(8));
-        while let Some((part, is_fresh)) = self.book.next_to_look_at(&pages, most) {
-            assert!(part.start >= pages.start && part.start < part.end && part.end <= pages.end);
-            assert!(!is_fresh || count(&part) <= most);
-            assert_eq!(self.parts(&(pages.start..part.start), |page| page.live), []);
-            let alike = self.parts(&part, |page| page.live && page.fresh == is_fresh);
-            assert_eq!(alike, std::slice::from_ref(&part));
-            self.change(each(&part), |page| page.fresh = false);
-            pages.start = part.end;
+        while let Some((parts, is_fresh)) = self.book.next_to_look_at(&pages, most) {
+            assert!(!parts.is_empty());
+            assert!(!is_fresh || parts.iter().map(count).sum::<u64>() <= most);
+            for part in parts {
+                assert!(part.start >= pages.start && part.start < part.end);
+                assert!(part.end <= pages.end);
+                assert_eq!(self.parts(&(pages.start..part.start), |page| page.live), []);
+                let alike = self.parts(&part, |page| page.live && page.fresh == is_fresh);
+                assert_eq!(alike, std::slice::from_ref(&part));
+                self.change(each(&part), |page| page.fresh = false);
+                pages.start = part.end;
+            }
         }
         assert_eq!(self.parts(&pages, |page| page.live), []);
     }
@@ -432,7 +441,8 @@ impl<'a> Bed<'a> {
         assert_eq!(self.book.has_room(), self.asked.len() < QUESTIONS);
         let all = Vpn(0)..Vpn(PAGES);
         assert_eq!(self.book.live_in(std::slice::from_ref(&all)), self.parts(&all, |p| p.live));
-        let in_file: Vec<_> = self.book.in_file(&all).iter().map(|(part, ())| part).collect();
+        let in_file: Vec<_> =
+            self.book.in_file(std::slice::from_ref(&all)).iter().map(|(part, ())| part).collect();
         assert_eq!(in_file, self.parts(&all, |page| page.in_file));
         assert_eq!(self.book.strays_in(&all), self.parts(&all, |page| page.stray));
         for page in &self.pages {

@@ -186,14 +186,29 @@ fn who_is_asked_nothing_is_not_silent() {
 fn new_pages_are_looked_at_once_whatever_was_written() {
     let mut book = book(0..10);
     let all = pages(0..20);
-    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..4), true)));
-    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..4), false)));
-    assert_eq!(book.next_to_look_at(&pages(4..20), 100), Some((pages(4..10), true)));
-    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..10), false)));
+    assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..4)], true)));
+    assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..4)], false)));
+    assert_eq!(book.next_to_look_at(&pages(4..20), 100), Some((vec![pages(4..10)], true)));
+    assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..10)], false)));
     assert_eq!(book.next_to_look_at(&pages(10..20), 4), None);
     book.bury(pages(3..6)).unwrap();
     book.forget_buried();
     book.enliven(&pages(3..5)).unwrap();
-    assert_eq!(book.next_to_look_at(&all, 4), Some((pages(0..3), false)));
-    assert_eq!(book.next_to_look_at(&pages(3..20), 4), Some((pages(3..5), true)));
+    assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..3)], false)));
+    assert_eq!(book.next_to_look_at(&pages(3..20), 4), Some((vec![pages(3..5)], true)));
+}
+
+#[test]
+fn what_is_not_known_is_looked_at_anew_and_in_few_ranges() {
+    let ranges = FRESH_RANGES as u64;
+    let mut book = book(0..4 * ranges);
+    let all = pages(0..4 * ranges);
+    assert!(book.next_to_look_at(&all, u64::MAX).is_some_and(|(_, is_fresh)| is_fresh));
+    let apart: Vec<_> = (0..ranges).map(|n| pages(2 * n..2 * n + 1)).collect();
+    book.look_anew(&apart);
+    let (parts, is_fresh) = book.next_to_look_at(&all, u64::MAX).unwrap();
+    assert_eq!((parts.as_slice(), is_fresh), (&[pages(0..1)][..], true), "with others between");
+    book.look_anew(&[pages(0..1), pages(3 * ranges..3 * ranges + 1)]);
+    assert_eq!(book.fresh.len(), 1);
+    assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..4)], true)));
 }
