@@ -10,6 +10,7 @@
 
 mod advisor;
 mod ages;
+mod batch;
 mod clock;
 mod core;
 mod counters;
@@ -17,6 +18,7 @@ mod cpu;
 mod engine;
 mod find;
 mod fingerprint;
+mod handles;
 mod homes;
 mod hotplug;
 pub mod in_memory;
@@ -42,7 +44,8 @@ mod world;
 pub use clock::Clock;
 pub use core::RETRY_PASSES;
 pub use counters::{Counters, Progress, StageTimes, Work};
-pub use engine::{Engine, EngineError, EngineOptions, ProgramHandle, RegionHandle, RegisterError};
+pub use engine::{Engine, EngineError, EngineOptions, RegisterError};
+pub use handles::{ProgramHandle, RegionHandle};
 pub use knobs::{ADVISOR_NONE, ADVISOR_SCAN_TIME, Knob, KnobError};
 pub use nodes::{NodeReport, PagesByNode, PoolReport};
 pub use numerge_stable_tree::Kpfn;
