@@ -53,10 +53,7 @@ impl PageTable {
         if (block + needed) as u64 > 1 << (PageId::BITS - BLOCK_PAGES.trailing_zeros()) {
             return Err(TooManyPages);
         }
-        let mut records = Vec::new();
-        records.try_reserve_exact(length).map_err(|_| TooManyPages)?;
-        records.resize_with(length, Record::default);
-
+        let records = Record::untouched(length).ok_or(TooManyPages)?;
         let index = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let slot = u32::try_from(index).ok().filter(|slot| *slot != FREE).ok_or(TooManyPages)?;
         if index == self.slots.len() {
@@ -67,7 +64,7 @@ impl PageTable {
         }
         self.blocks[block..block + needed].fill(slot);
         let first = PageId(block as u64 * BLOCK_PAGES);
-        self.slots[index] = Some(Tracked { first, records: records.into_boxed_slice() });
+        self.slots[index] = Some(Tracked { first, records });
         Ok((Slot(slot), first))
     }
 
@@ -167,6 +164,19 @@ mod tests {
         assert_eq!(table.track(u64::MAX), Err(TooManyPages));
         assert_eq!(table.metadata_bytes(), 0);
         assert!(table.track(3).is_ok());
+    }
+
+    #[test]
+    fn pages_that_nobody_has_looked_at_take_no_memory() {
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        let before = resident();
+        let mut table = PageTable::default();
+        let (slot, _) = table.track(16 << 20).unwrap();
+        assert!(table.records(slot).iter().all(|record| record.state() == PageState::Untouched));
+        assert!(resident() < before + (32 << 20) / 4096, "of 256 MiB of records");
     }
 
     #[test]

@@ -20,6 +20,9 @@
 //! So the two halves never have two writers. A reader that is none of these may see links that are
 //! just being changed; the state and the frame of a merged page it may rely on.
 
+#[cfg(not(loom))]
+use std::alloc::{Layout, alloc_zeroed};
+
 use crate::head::{MARKS, Marks};
 use crate::sync::{AtomicU64, Ordering};
 use crate::{Fingerprint, Kpfn, PageId};
@@ -95,6 +98,32 @@ pub struct Record {
 impl Default for Record {
     fn default() -> Self {
         Self { high: AtomicU64::new(0), low: AtomicU64::new(0) }
+    }
+}
+
+impl Record {
+    /// Records of as many untouched pages; None if there is no memory for them. Large ones get it only when they
+    /// are written to, for most programs never use all of what they register.
+    #[cfg(not(loom))]
+    pub(crate) fn untouched(length: usize) -> Option<Box<[Self]>> {
+        let layout = Layout::array::<Self>(length).ok()?;
+        if layout.size() == 0 {
+            return Some(Box::default());
+        }
+        // SAFETY: needed because a Vec is filled by writing to it. There is more than nothing to allocate.
+        let memory = unsafe { alloc_zeroed(layout) }.cast::<Self>();
+        if memory.is_null() {
+            return None;
+        }
+        // SAFETY: the global allocator gave this memory, for this layout, and it is nobody else's. Zeros are two
+        // atomics that are 0, as `default` makes them.
+        Some(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(memory, length)) })
+    }
+
+    /// The same of loom's atomics, which are more than numbers.
+    #[cfg(loom)]
+    pub(crate) fn untouched(length: usize) -> Option<Box<[Self]>> {
+        Some((0..length).map(|_| Self::default()).collect())
     }
 }
 
