@@ -344,7 +344,10 @@ impl Judge<'_> {
                 at += 1;
             });
             if let Err(error) = read {
-                return self.core.report(error);
+                self.core.report(error);
+                // Also those that are gone before they are reported.
+                piece.pages[at..].iter().for_each(|index| piece.region.pending.add(*index));
+                return;
             }
             if at < piece.pages.len() {
                 self.vanished(piece, at);

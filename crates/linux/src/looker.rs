@@ -10,18 +10,111 @@
 //! CPU time that it uses counts as that thread's.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use rustix::thread::Pid;
 
 type Look = Box<dyn FnOnce() + Send>;
 
 thread_local! {
     /// The calling thread's looker, unless it is left behind.
-    static LOOKER: RefCell<Option<SyncSender<Look>>> = const { RefCell::new(None) };
+    static LOOKER: RefCell<Option<Looker>> = const { RefCell::new(None) };
     static USED: Arc<Used> = Arc::default();
+    /// The calling thread's own, of which the second number is how long it was ready and had no CPU, in ns
+    /// (Documentation/scheduler/sched-stats.rst).
+    static STATISTICS: Option<File> = File::open("/proc/thread-self/schedstat").ok();
+}
+
+/// How often a looker that would run if it had a CPU is waited for once more.
+const MORE_WAITS: u32 = 7;
+
+struct Looker {
+    orders: SyncSender<Look>,
+    thread: Pid,
+}
+
+impl Looker {
+    /// Ends when nobody can give it anything to do any more.
+    fn start() -> io::Result<Self> {
+        let (orders, ordered) = sync_channel::<Look>(1);
+        let (tell, told) = sync_channel(1);
+        let run = move || {
+            // Fails if nobody waits any more.
+            let _ = tell.send(rustix::thread::gettid());
+            ordered.into_iter().for_each(|look| look());
+        };
+        std::thread::Builder::new().name("numerge-looker".into()).spawn(run)?;
+        let thread = told.recv().map_err(io::Error::other)?;
+        Ok(Self { orders, thread })
+    }
+
+    /// Whether it runs, or would if it had a CPU.
+    fn is_running(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread));
+        let state =
+            |stat: &str| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'));
+        stat.is_ok_and(|stat| state(&stat))
+    }
+}
+
+/// What a thread had used and waited for when it began something.
+pub(crate) struct Began {
+    at: Instant,
+    cpu: Duration,
+    delay: Duration,
+    sleeps: i64,
+}
+
+impl Began {
+    pub(crate) fn now() -> Self {
+        let (delay, sleeps) = (delay(), sleeps());
+        Self { at: Instant::now(), cpu: thread_cpu_time(), delay, sleeps }
+    }
+
+    /// CPU time used since.
+    fn used(&self) -> Duration {
+        thread_cpu_time().saturating_sub(self.cpu)
+    }
+
+    /// How long the thread was kept waiting since, if longer than `least`: by what is not its work and not the
+    /// want of a CPU. Nothing if it never slept: then the machine was somewhere else.
+    pub(crate) fn blocked(&self, least: Duration) -> Duration {
+        let took = self.at.elapsed();
+        if took <= least || sleeps() == self.sleeps {
+            return Duration::ZERO;
+        }
+        let blocked = took.saturating_sub(self.used());
+        let blocked = blocked.saturating_sub(delay().saturating_sub(self.delay));
+        if blocked <= least { Duration::ZERO } else { blocked }
+    }
+}
+
+/// How long the calling thread was ready and had no CPU; nothing if the kernel does not tell.
+fn delay() -> Duration {
+    let mut text = [0; 64];
+    let read =
+        STATISTICS.with(|file| file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()));
+    let text = text.get(..read.unwrap_or(0)).and_then(|text| std::str::from_utf8(text).ok());
+    let nanos = text.and_then(|text| text.split(' ').nth(1)).and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.unwrap_or(0))
+}
+
+/// How often the calling thread has given up its CPU to wait for something.
+fn sleeps() -> i64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: no safe binding asks for a thread's. There is room for what the kernel tells, and all bits zero
+    // are a valid rusage.
+    unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init().ru_nvcsw
+    }
 }
 
 /// CPU time that a thread's lookers have used.
@@ -45,27 +138,35 @@ impl Used {
     }
 }
 
-/// What `look` gives, for which it has `most` of time. Done by the calling thread's looker.
+/// What `look` gives, for which it has `most` of time, and some more if it only waits for a CPU. Done by the calling
+/// thread's looker.
 ///
 /// # Errors
 /// `TimedOut` if it takes longer: then it may still come to an end. What the system said if it has no thread.
 pub(crate) fn call<T: Send + 'static>(
     most: Duration,
-    look: impl FnOnce() -> T + Send + 'static,
+    look: impl FnOnce(&Began) -> T + Send + 'static,
 ) -> io::Result<T> {
-    let looker = LOOKER.take().map_or_else(start, Ok)?;
+    let looker = LOOKER.take().map_or_else(Looker::start, Ok)?;
     let (answer, answered) = sync_channel(1);
     let used = Used::of_current_thread();
     let order = move || {
-        let before = thread_cpu_time();
-        let found = look();
-        used.add(thread_cpu_time().saturating_sub(before));
+        let began = Began::now();
+        let found = look(&began);
+        used.add(began.used());
         // Fails if nobody waits any more.
         let _ = answer.send(found);
     };
     // Fails if it has ended, which only a panic ends it by; so there will be no answer.
-    let _ = looker.send(Box::new(order));
-    let found = answered.recv_timeout(most).map_err(|_| io::ErrorKind::TimedOut)?;
+    let _ = looker.orders.send(Box::new(order));
+    let mut found = answered.recv_timeout(most);
+    for _ in 0..MORE_WAITS {
+        if !matches!(found, Err(RecvTimeoutError::Timeout)) || !looker.is_running() {
+            break;
+        }
+        found = answered.recv_timeout(most);
+    }
+    let found = found.map_err(|_| io::ErrorKind::TimedOut)?;
     LOOKER.set(Some(looker));
     Ok(found)
 }
@@ -73,14 +174,6 @@ pub(crate) fn call<T: Send + 'static>(
 /// The calling thread's next look is made by a new looker: the thread runs elsewhere now.
 pub(crate) fn dismiss() {
     LOOKER.take();
-}
-
-/// A looker ends when nobody can give it anything to do any more.
-fn start() -> io::Result<SyncSender<Look>> {
-    let (orders, ordered) = sync_channel::<Look>(1);
-    let run = move || ordered.into_iter().for_each(|look| look());
-    std::thread::Builder::new().name("numerge-looker".into()).spawn(run)?;
-    Ok(orders)
 }
 
 /// CPU time that the calling thread has used itself.
@@ -92,14 +185,13 @@ pub(crate) fn thread_cpu_time() -> Duration {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
-    use std::time::Instant;
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(60);
 
     fn looker() -> std::thread::ThreadId {
-        call(LONG, || std::thread::current().id()).expect("a thread")
+        call(LONG, |_| std::thread::current().id()).expect("a thread")
     }
 
     #[test]
@@ -118,10 +210,33 @@ mod tests {
     fn s6_who_takes_too_long_is_left_behind() {
         let first = looker();
         let (release, held) = channel::<()>();
-        let late = call(Duration::from_millis(1), move || held.recv());
+        let late = call(Duration::from_millis(1), move |_| held.recv());
         assert_eq!(late.expect_err("it does not return").kind(), io::ErrorKind::TimedOut);
         assert_ne!(looker(), first);
         drop(release);
+    }
+
+    #[test]
+    fn s6_who_has_something_to_do_is_waited_for_longer() {
+        const WORK: Duration = Duration::from_millis(50);
+        let work = |_: &Began| {
+            let before = thread_cpu_time();
+            while thread_cpu_time() - before < WORK {}
+        };
+        // Not for ever, which a busy machine may take.
+        assert!((0..10).any(|_| call(WORK / 2, work).is_ok()));
+    }
+
+    #[test]
+    fn s6_only_sleeping_is_being_blocked() {
+        const LONG: Duration = Duration::from_millis(20);
+        let began = Began::now();
+        while began.used() < LONG {}
+        assert_eq!(began.blocked(LONG / 2), Duration::ZERO, "it worked");
+        let began = Began::now();
+        std::thread::sleep(LONG);
+        assert!(began.blocked(LONG / 4) >= LONG / 2);
+        assert_eq!(began.blocked(60 * LONG), Duration::ZERO, "not longer than that");
     }
 
     #[test]
@@ -129,7 +244,7 @@ mod tests {
         const SPENT: Duration = Duration::from_millis(20);
         let used = Used::of_current_thread();
         let before = used.get();
-        let spend = || {
+        let spend = |_: &Began| {
             let began = Instant::now();
             while thread_cpu_time() < SPENT && began.elapsed() < LONG {}
         };

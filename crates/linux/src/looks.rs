@@ -1,8 +1,8 @@
 //! Looks at one process, and how long others wait for them.
 //!
 //! A process that keeps its looks waiting can keep nobody waiting for long: who takes too long is left behind
-//! (`looker`), nothing else is begun until that has returned, and what looks are blocked for is taken from
-//! what the process has for it, so that many short waits don't add up either. That goes with the process, not
+//! (`looker`), nothing else is begun until that has returned, and what looks are blocked for is
+//! summed up, so that many short waits are no way around it. That goes with the process, not
 //! with who looks: one that connects again is no other, and a look that was left behind may change what the
 //! next finds.
 
@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::looker::{self, thread_cpu_time};
+use crate::looker::{self, Began};
 use crate::sharers::ProcessId;
 
-/// How long a look may take, and how long all of them may be blocked together.
+/// How long a look may be blocked, and how long all of them together before none is begun any more.
 const WAIT: Duration = Duration::from_millis(250);
 /// A look may be blocked for so long before it counts: a program that maps memory has its mappings locked
 /// for short times, often.
 const USUAL: Duration = Duration::from_micros(200);
-/// What a process has for being blocked comes back in so many times that time.
+/// What looks were blocked for is forgotten in so many times that time.
 const SLOWER: u32 = 8;
 
 /// Processes that are looked at, or were and live still.
@@ -48,27 +48,37 @@ struct State {
     patience: Patience,
 }
 
-/// What a process has for being blocked.
+/// How long looks at a process were blocked, less what is forgotten. What several wait for at a time counts once.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
-    left: Duration,
+    spent: Duration,
     /// When that was so.
     at: Instant,
+    /// What was waited for until then is counted.
+    counted: Instant,
 }
 
 impl Patience {
+    const fn new(now: Instant) -> Self {
+        Self { spent: Duration::ZERO, at: now, counted: now }
+    }
+
     fn at(self, now: Instant) -> Self {
-        let back = now.saturating_duration_since(self.at) / SLOWER;
-        Self { left: (self.left + back).min(WAIT), at: now.max(self.at) }
+        let forgotten = now.saturating_duration_since(self.at) / SLOWER;
+        Self { spent: self.spent.saturating_sub(forgotten), at: now.max(self.at), ..self }
     }
 
     /// Whether it is worth to begin.
     fn suffices(self) -> bool {
-        self.left >= WAIT / 2
+        self.spent < WAIT
     }
 
-    fn spend(&mut self, blocked: Duration) {
-        self.left = self.left.saturating_sub(blocked.saturating_sub(USUAL));
+    /// A look was blocked for so long, until now.
+    fn spend(&mut self, blocked: Duration, now: Instant) {
+        let new = now.saturating_duration_since(self.counted).min(blocked);
+        let before = self.at(now.checked_sub(new).unwrap_or(now));
+        let (at, counted) = (now.max(before.at), now.max(before.counted));
+        *self = Self { spent: before.spent + new, at, counted };
     }
 }
 
@@ -87,7 +97,7 @@ impl Drop for UnderWay {
 
 impl Shared {
     fn new() -> Self {
-        let patience = Patience { left: WAIT, at: Instant::now() };
+        let patience = Patience::new(Instant::now());
         let state = State { next: 0, under_way: BTreeMap::new(), patience };
         Self { state: Mutex::new(state), returned: Condvar::new() }
     }
@@ -103,7 +113,10 @@ impl Looks {
     pub(crate) fn at(process: ProcessId) -> Self {
         // A map: whole whoever panicked.
         let mut processes = PROCESSES.lock().unwrap_or_else(PoisonError::into_inner);
-        processes.retain(|process, shared| Arc::strong_count(shared) > 1 || process.lives());
+        // Seldom, for each that is not looked at any more has to be asked for.
+        if processes.len().is_power_of_two() {
+            processes.retain(|process, shared| Arc::strong_count(shared) > 1 || process.lives());
+        }
         Self::of(Arc::clone(processes.entry(process).or_insert_with(|| Arc::new(Shared::new()))))
     }
 
@@ -130,14 +143,11 @@ impl Looks {
     ) -> io::Result<T> {
         let under_way = self.begin(Duration::ZERO)?;
         let number = under_way.number;
-        let run = move || {
-            let (began, cpu) = (Instant::now(), thread_cpu_time());
+        let run = move |began: &Began| {
             let found = look();
-            let took = began.elapsed();
-            let waited = took.saturating_sub(thread_cpu_time().saturating_sub(cpu));
-            if waited > USUAL {
-                let blocked = waited.saturating_sub(waits::for_cpu()).min(WAIT);
-                under_way.shared.state().patience.spend(blocked);
+            let blocked = began.blocked(USUAL).min(most);
+            if !blocked.is_zero() {
+                under_way.shared.state().patience.spend(blocked, Instant::now());
             }
             drop(under_way);
             found
@@ -183,25 +193,6 @@ impl Looks {
 
 fn not_begun() -> io::Error {
     io::ErrorKind::WouldBlock.into()
-}
-
-/// What a thread waits for that is nobody's fault.
-mod waits {
-    use std::cell::Cell;
-    use std::time::Duration;
-
-    thread_local! {
-        static BEFORE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    }
-
-    /// How long the calling thread was ready and had no CPU since this was last asked, if the kernel tells:
-    /// the second number of /proc/PID/schedstat (Documentation/scheduler/sched-stats.rst).
-    pub(super) fn for_cpu() -> Duration {
-        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-        let nanos = text.split_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
-        let now = Duration::from_nanos(nanos.unwrap_or(0));
-        now.saturating_sub(BEFORE.replace(now))
-    }
 }
 
 #[cfg(test)]
@@ -280,31 +271,39 @@ mod tests {
         let looks = looks();
         let block = || std::thread::sleep(WAIT / 4);
         let blocked = (0..8).map(|_| looks.look_for(LONG, block)).filter(Result::is_ok).count();
-        assert!((2..8).contains(&blocked), "{blocked} times");
+        assert!((3..8).contains(&blocked), "{blocked} times");
         assert!(looks.begin(Duration::ZERO).is_err());
         assert!(looks.begin(WAIT * SLOWER).is_ok(), "it comes back");
     }
 
     #[test]
-    fn short_waits_cost_nothing_and_what_comes_back_has_a_limit() {
-        let now = Instant::now();
-        let mut patience = Patience { left: WAIT, at: now };
-        patience.spend(USUAL);
-        assert_eq!(patience.left, WAIT);
-        patience.spend(WAIT / 2 + USUAL + USUAL);
+    fn s6_what_looks_were_blocked_for_is_summed_up_and_forgotten_again() {
+        let began = Instant::now();
+        let part = WAIT / 4;
+        let mut patience = Patience::new(began);
+        // Several that waited for the same.
+        (0..32).for_each(|_| patience.spend(part, began + part));
+        assert_eq!(patience.spent, part);
+        // One that had begun before, and another was begun meanwhile.
+        patience = patience.at(began + part).at(began + 3 * part / 2);
+        let spent = patience.spent;
+        patience.spend(2 * part, began + 2 * part);
+        assert_eq!(patience.spent, spent + part);
+        patience.spend(WAIT, began + 2 * part + WAIT);
+        assert_eq!(patience.spent, spent + part + WAIT);
         assert!(!patience.suffices());
-        assert!(patience.at(now + USUAL * SLOWER).suffices());
-        assert_eq!(patience.at(now + LONG).left, WAIT);
-        patience.spend(LONG);
-        assert_eq!(patience.left, Duration::ZERO);
+        let now = patience.at;
+        assert!(!patience.at(now + SLOWER * part).suffices(), "no more than that is forgotten");
+        assert!(patience.at(now + SLOWER * 3 * part).suffices());
+        assert_eq!(patience.at(now + LONG).spent, Duration::ZERO);
     }
 
     #[test]
     fn s6_work_and_waiting_for_a_cpu_do_not_count() {
         let looks = looks();
         let work = || {
-            let before = thread_cpu_time();
-            while thread_cpu_time() - before < WAIT {}
+            let before = looker::thread_cpu_time();
+            while looker::thread_cpu_time() - before < WAIT {}
         };
         looks.look_for(LONG, work).expect("a thread");
         assert!(looks.begin(Duration::ZERO).is_ok());

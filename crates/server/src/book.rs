@@ -25,6 +25,10 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 const RANGES: usize = 1 << 18;
 /// Most ranges that are kept track of for being looked at anew.
 const FRESH_RANGES: usize = 1 << 12;
+/// Where there are more, those within so many pages become one.
+const FRESH_GRAIN: u64 = 512;
+/// Most ranges looked at by one look.
+const LOOK_RANGES: usize = 1 << 10;
 
 /// An answer that can't be true.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -131,8 +135,14 @@ impl Book {
     pub(crate) fn look_anew(&mut self, ranges: &[Range<Vpn>]) {
         ranges.iter().for_each(|pages| self.fresh.insert(pages.clone(), ()));
         // More than these may be looked at anew, but no less.
-        if let Some(all) = self.fresh.hull().filter(|_| self.fresh.len() > FRESH_RANGES) {
-            self.fresh.insert(all, ());
+        let mut grain = FRESH_GRAIN;
+        while self.fresh.len() > FRESH_RANGES {
+            let all: Vec<_> = self.fresh.iter().map(|(pages, ())| pages).collect();
+            for pages in all {
+                let end = Vpn(pages.end.0.saturating_add(grain - 1) / grain * grain);
+                self.fresh.insert(Vpn(pages.start.0 / grain * grain)..end, ());
+            }
+            grain *= 8;
         }
     }
 
@@ -145,7 +155,12 @@ impl Book {
     ) -> Option<(Vec<Range<Vpn>>, bool)> {
         let (mut parts, mut are_fresh, mut left) = (Vec::new(), None, most);
         let mut at = pages.start;
-        while let Some((live, ())) = self.live.next_in(&(at..pages.end)).filter(|_| left > 0) {
+        while let Some((live, ())) = self.live.next_in(&(at..pages.end)) {
+            if left == 0 || parts.len() == LOOK_RANGES {
+                break;
+            }
+            // What is not there is looked at when it comes.
+            self.fresh.remove(&(at..live.start));
             let fresh = self.fresh.next_in(&live).map(|(fresh, ())| fresh);
             let is_fresh = fresh.as_ref().is_some_and(|fresh| fresh.start == live.start);
             if *are_fresh.get_or_insert(is_fresh) != is_fresh {

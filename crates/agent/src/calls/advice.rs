@@ -5,7 +5,7 @@ use std::ops::Range;
 use numerge_engine::machine::Vpn;
 use rustix::event::Timespec;
 
-use super::{at_once, bytes, change_pages, pages_of, relieved};
+use super::{at_once, bytes, change_pages, pages_of};
 use crate::agent::{self, Here, enter, keeping_errno};
 use crate::known;
 use crate::sys::{self, Answer, register};
@@ -27,11 +27,9 @@ pub unsafe fn madvise(start: usize, len: usize, advice: i32) -> Answer {
     if advice == libc::MADV_DONTFORK && known::next_own(&pages).is_some() {
         known::set_forked(&pages, false);
     }
-    let answer = at_once(&pages, call).unwrap_or_else(|| {
-        relieved(|| {
-            let unknown = known::unless_known(&pages, call);
-            unknown.unwrap_or_else(|| advise_known(start, len, &pages, advice, call))
-        })
+    let answer = at_once(&pages, call, || {
+        let unknown = known::unless_known(&pages, call);
+        unknown.unwrap_or_else(|| advise_known(start, len, &pages, advice, call))
     });
     if advice == libc::MADV_DOFORK && answer.is_ok() {
         known::set_forked(&pages, true);

@@ -50,11 +50,21 @@ fn pages_of(start: usize, len: usize) -> Option<Range<Vpn>> {
     sys::pages(start, len).filter(|pages| !pages.is_empty())
 }
 
-/// Makes a call at once if the agent has nothing to do with its pages and the program not too many mappings,
-/// as is the rule. Else nothing has come of it, or nothing that doing it again would not do too.
+/// Makes a call at once if the agent has nothing to do with its pages, as is the rule; else it is `known`, which
+/// makes it where they may be. That is also how it is tried once more, as by [`relieved`].
 #[inline]
-fn at_once(pages: &Range<Vpn>, call: impl FnOnce() -> Answer) -> Option<Answer> {
-    known::unless_known(pages, call).filter(|answer| *answer != Err(libc::ENOMEM))
+fn at_once(
+    pages: &Range<Vpn>,
+    call: impl FnOnce() -> Answer,
+    known: impl Fn() -> Answer,
+) -> Answer {
+    match known::unless_known(pages, call) {
+        Some(Err(libc::ENOMEM)) => {
+            keeping_errno(|| if agent::relieve() { known() } else { Err(libc::ENOMEM) })
+        }
+        Some(answer) => answer,
+        None => relieved(known),
+    }
 }
 
 /// Makes a call that changes the mappings of a range, which are anonymous memory for it.
@@ -62,7 +72,7 @@ fn at_once(pages: &Range<Vpn>, call: impl FnOnce() -> Answer) -> Option<Answer> 
 fn change(start: usize, len: usize, call: impl Fn() -> Answer) -> Answer {
     match pages_of(start, len) {
         Some(pages) if agent::get().is_some() => {
-            at_once(&pages, &call).unwrap_or_else(|| relieved(|| change_pages(&pages, &call)))
+            at_once(&pages, &call, || change_pages(&pages, &call))
         }
         _ => call(),
     }

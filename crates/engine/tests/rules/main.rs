@@ -21,3 +21,4 @@ mod script;
 #[path = "../common/sums.rs"]
 mod sums;
 mod two;
+mod unknown;

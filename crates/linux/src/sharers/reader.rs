@@ -68,7 +68,7 @@ impl Reader {
         }
         let waited_for = Waited::begin(&self.unanswered, process);
         let files = Arc::clone(&self.files);
-        let read = move || {
+        let read = move |_: &looker::Began| {
             let mut shared = Vec::new();
             let read = read_maps(process.pid, &files, counted, &mut shared);
             drop(waited_for);

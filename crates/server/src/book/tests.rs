@@ -208,7 +208,15 @@ fn what_is_not_known_is_looked_at_anew_and_in_few_ranges() {
     book.look_anew(&apart);
     let (parts, is_fresh) = book.next_to_look_at(&all, u64::MAX).unwrap();
     assert_eq!((parts.as_slice(), is_fresh), (&[pages(0..1)][..], true), "with others between");
-    book.look_anew(&[pages(0..1), pages(3 * ranges..3 * ranges + 1)]);
-    assert_eq!(book.fresh.len(), 1);
+    let last = 4 * ranges - 1;
+    book.look_anew(&[pages(0..1), pages(last..last + 1)]);
+    let grain = FRESH_GRAIN;
+    let wanted = [pages(0..2 * ranges), pages(last / grain * grain..last + 1)];
+    assert!(book.fresh.iter().map(|(pages, ())| pages).eq(wanted));
     assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..4)], true)));
+    book.bury(pages(4..100)).unwrap();
+    book.forget_buried();
+    book.look_anew(&[pages(0..100)]);
+    assert_eq!(book.next_to_look_at(&pages(4..101), 4), Some((vec![pages(100..101)], true)));
+    assert!(!book.fresh.iter().any(|(part, ())| part.start < Vpn(100) && part.end > Vpn(4)));
 }
