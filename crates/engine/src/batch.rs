@@ -9,7 +9,6 @@ use crate::core::Core;
 use crate::find::{Found, Merge, Scope, find};
 use crate::judge::{Candidate, judge};
 use crate::late;
-use crate::machine::Outcome;
 use crate::plan::plan;
 use crate::record::{record, record_broken, record_over_budget};
 use crate::scan::Look;
@@ -175,8 +174,7 @@ impl Core {
         self.tally.attempted.add(merges.len() as u64);
         let planned = plan(world, &self.late, merges);
         record_over_budget(self, world, reader, &planned.over_budget);
-        let outcomes = vec![Outcome::Deferred; planned.deferred.len()];
-        let mut collided = record(self, world, reader, &planned.deferred, &outcomes);
+        let mut collided = Vec::new();
         for plan in planned.plans {
             let mut outcomes = Vec::with_capacity(plan.merges.len());
             plan.program.memory.merge(&plan.runs, &mut outcomes);

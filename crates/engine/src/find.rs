@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::judge::Candidate;
 use crate::knobs::Knob;
+use crate::machine::READ_PAGES;
 use crate::shard::Shard;
-use crate::world::{READ_PAGES, World};
+use crate::world::World;
 
 /// Look-ups under one guard.
 const PIN_GROUPS: usize = 64;

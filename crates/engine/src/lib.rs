@@ -30,6 +30,7 @@ mod migrate;
 mod nodes;
 mod offline;
 mod pending;
+mod piece;
 mod plan;
 mod program;
 mod record;

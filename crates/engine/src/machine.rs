@@ -111,6 +111,10 @@ pub enum MemoryError {
     },
 }
 
+/// Pages that the engine has read by one call: few enough to be in a CPU's own cache still when they are judged, and
+/// as many as make it cheap for a machine to hand a call over to another thread.
+pub const READ_PAGES: usize = 64;
+
 /// How many mappings a program has, and how many it may have (`vm.max_map_count`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mappings {

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 
 use crate::core::Core;
 use crate::find::{Group, Merge};
-use crate::machine::PAGE_SIZE;
-use crate::world::{READ_PAGES, World};
+use crate::machine::{PAGE_SIZE, READ_PAGES};
+use crate::world::World;
 
 /// A group and its frames.
 struct Supplied {

@@ -17,10 +17,6 @@ use crate::machine::{PAGE_SIZE, Vpn};
 use crate::program::Program;
 use crate::region::Region;
 
-/// Pages read by one call. Few enough to be in a CPU's own cache still when they are judged; a machine may have
-/// to hand a call over to another thread, which costs as much as some pages.
-pub(crate) const READ_PAGES: usize = 64;
-
 /// Regions, records of pages, candidates.
 pub(crate) struct World {
     pub(crate) pages: PageTable,

@@ -74,7 +74,7 @@ pub use memory::ProcessMemory;
 pub use nodes::Machine;
 pub use place::place_for;
 pub use pool::{FramePools, Serving};
-pub use ranges::Ranges;
+pub use ranges::{Ranges, in_pieces};
 pub use region::AnonymousRegion;
 pub use remote::{RemoteError, RemoteProcess};
 pub use sys::system_call;

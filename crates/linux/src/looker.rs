@@ -38,6 +38,8 @@ const MORE_WAITS: u32 = 7;
 struct Looker {
     orders: SyncSender<Look>,
     thread: Pid,
+    /// CPU time that it had used when it began its last look, in ns.
+    before: Arc<AtomicU64>,
 }
 
 impl Looker {
@@ -52,15 +54,21 @@ impl Looker {
         };
         std::thread::Builder::new().name("numerge-looker".into()).spawn(run)?;
         let thread = told.recv().map_err(io::Error::other)?;
-        Ok(Self { orders, thread })
+        Ok(Self { orders, thread, before: Arc::default() })
     }
 
-    /// Whether it runs, or would if it had a CPU.
-    fn is_running(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread));
-        let state =
-            |stat: &str| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'));
-        stat.is_ok_and(|stat| state(&stat))
+    /// Whether it would get on with its look if it had a CPU: it waits for nothing else, and has not used up the
+    /// time it has.
+    fn wants_a_cpu(&self, most: Duration) -> bool {
+        let file =
+            |name| std::fs::read_to_string(format!("/proc/self/task/{}/{name}", self.thread));
+        let is_ready =
+            |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R'));
+        // Nothing if the kernel does not tell: then it may have used any.
+        let used = file("schedstat").ok().and_then(|text| number(&text, 0)).unwrap_or(most);
+        // SeqCst: so that it is the same look's; an earlier one's would do as well.
+        let before = Duration::from_nanos(self.before.load(Ordering::SeqCst));
+        file("stat").is_ok_and(is_ready) && used.saturating_sub(before) < most
     }
 }
 
@@ -102,8 +110,13 @@ fn delay() -> Duration {
     let read =
         STATISTICS.with(|file| file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()));
     let text = text.get(..read.unwrap_or(0)).and_then(|text| std::str::from_utf8(text).ok());
-    let nanos = text.and_then(|text| text.split(' ').nth(1)).and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.unwrap_or(0))
+    text.and_then(|text| number(text, 1)).unwrap_or_default()
+}
+
+/// A time in a schedstat file.
+fn number(text: &str, place: usize) -> Option<Duration> {
+    let nanos = text.split_ascii_whitespace().nth(place)?;
+    nanos.parse().ok().map(Duration::from_nanos)
 }
 
 /// How often the calling thread has given up its CPU to wait for something.
@@ -134,8 +147,12 @@ impl Used {
 
     fn add(&self, used: Duration) {
         // Relaxed: as where it is read.
-        self.0.fetch_add(u64::try_from(used.as_nanos()).unwrap_or(0), Ordering::Relaxed);
+        self.0.fetch_add(nanos(used), Ordering::Relaxed);
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What `look` gives, for which it has `most` of time, and some more if it only waits for a CPU. Done by the calling
@@ -149,9 +166,10 @@ pub(crate) fn call<T: Send + 'static>(
 ) -> io::Result<T> {
     let looker = LOOKER.take().map_or_else(Looker::start, Ok)?;
     let (answer, answered) = sync_channel(1);
-    let used = Used::of_current_thread();
+    let (used, before) = (Used::of_current_thread(), Arc::clone(&looker.before));
     let order = move || {
         let began = Began::now();
+        before.store(nanos(began.cpu), Ordering::SeqCst);
         let found = look(&began);
         used.add(began.used());
         // Fails if nobody waits any more.
@@ -161,7 +179,7 @@ pub(crate) fn call<T: Send + 'static>(
     let _ = looker.orders.send(Box::new(order));
     let mut found = answered.recv_timeout(most);
     for _ in 0..MORE_WAITS {
-        if !matches!(found, Err(RecvTimeoutError::Timeout)) || !looker.is_running() {
+        if !matches!(found, Err(RecvTimeoutError::Timeout)) || !looker.wants_a_cpu(most) {
             break;
         }
         found = answered.recv_timeout(most);
@@ -216,15 +234,42 @@ mod tests {
         drop(release);
     }
 
+    /// A program may cause as much work as it likes.
     #[test]
-    fn s6_who_has_something_to_do_is_waited_for_longer() {
-        const WORK: Duration = Duration::from_millis(50);
+    fn s6_who_works_too_long_is_left_behind_too() {
+        const MOST: Duration = Duration::from_millis(50);
         let work = |_: &Began| {
             let before = thread_cpu_time();
-            while thread_cpu_time() - before < WORK {}
+            while thread_cpu_time() - before < 4 * MOST {}
         };
-        // Not for ever, which a busy machine may take.
-        assert!((0..10).any(|_| call(WORK / 2, work).is_ok()));
+        let began = Began::now();
+        assert!(call(MOST, work).is_err());
+        // Or it had no CPU.
+        assert!(began.at.elapsed() < MOST * (MORE_WAITS + 1) * 4);
+    }
+
+    #[test]
+    fn s6_who_only_wants_a_cpu_is_waited_for_longer() {
+        const MOST: Duration = Duration::from_secs(1);
+        let looker = Looker::start().expect("a thread");
+        let (stop, stopped) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (told, seen) = (Arc::clone(&stop), Arc::clone(&stopped));
+        let spin = move || {
+            while told.load(Ordering::SeqCst) == 0 {}
+            seen.store(1, Ordering::SeqCst);
+        };
+        looker.orders.send(Box::new(spin)).expect("it waits");
+        let began = Instant::now();
+        while !looker.wants_a_cpu(MOST) {
+            assert!(began.elapsed() < LONG, "it runs, or would, and has used nearly nothing");
+        }
+        assert!(!looker.wants_a_cpu(Duration::ZERO), "more than it has");
+        stop.store(1, Ordering::SeqCst);
+        while stopped.load(Ordering::SeqCst) == 0 {}
+        // It sleeps until it has something to do again.
+        while looker.wants_a_cpu(LONG) {
+            assert!(began.elapsed() < LONG);
+        }
     }
 
     #[test]

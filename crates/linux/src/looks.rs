@@ -43,24 +43,26 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     next: u64,
-    /// By number, and whether somebody waits for it still.
-    under_way: BTreeMap<u64, bool>,
+    /// By number, and since when nobody waits for it any more.
+    under_way: BTreeMap<u64, Option<Instant>>,
     patience: Patience,
 }
 
-/// How long looks at a process were blocked, less what is forgotten. What several wait for at a time counts once.
+/// How long looks at a process were blocked, less what is forgotten. What several wait for at a time counts once, or
+/// twice where long waits enclose short ones.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
     spent: Duration,
     /// When that was so.
     at: Instant,
-    /// What was waited for until then is counted.
-    counted: Instant,
+    /// The last time for which it is counted.
+    from: Instant,
+    until: Instant,
 }
 
 impl Patience {
     const fn new(now: Instant) -> Self {
-        Self { spent: Duration::ZERO, at: now, counted: now }
+        Self { spent: Duration::ZERO, at: now, from: now, until: now }
     }
 
     fn at(self, now: Instant) -> Self {
@@ -75,10 +77,12 @@ impl Patience {
 
     /// A look was blocked for so long, until now.
     fn spend(&mut self, blocked: Duration, now: Instant) {
-        let new = now.saturating_duration_since(self.counted).min(blocked);
-        let before = self.at(now.checked_sub(new).unwrap_or(now));
-        let (at, counted) = (now.max(before.at), now.max(before.counted));
-        *self = Self { spent: before.spent + new, at, counted };
+        let since = now.checked_sub(blocked).unwrap_or(now);
+        let (from, until) = (self.from.max(since), self.until.min(now));
+        let new = blocked.saturating_sub(until.saturating_duration_since(from));
+        let Self { spent, at, .. } = self.at(since);
+        let from = if since <= self.until { self.from.min(since) } else { since };
+        *self = Self { spent: spent + new, at: at.max(now), from, until: self.until.max(now) };
     }
 }
 
@@ -86,6 +90,19 @@ impl Patience {
 struct UnderWay {
     shared: Arc<Shared>,
     number: u64,
+}
+
+impl UnderWay {
+    /// It was blocked for so long, until now, or until nobody waited for it any more.
+    fn spend(&self, blocked: Duration) {
+        if blocked.is_zero() {
+            return;
+        }
+        let (now, mut state) = (Instant::now(), self.shared.state());
+        let end = state.under_way.get(&self.number).copied().flatten().unwrap_or(now);
+        let unwaited = now.saturating_duration_since(end);
+        state.patience.spend(blocked.saturating_sub(unwaited), end);
+    }
 }
 
 impl Drop for UnderWay {
@@ -145,10 +162,7 @@ impl Looks {
         let number = under_way.number;
         let run = move |began: &Began| {
             let found = look();
-            let blocked = began.blocked(USUAL).min(most);
-            if !blocked.is_zero() {
-                under_way.shared.state().patience.spend(blocked, Instant::now());
-            }
+            under_way.spend(began.blocked(USUAL));
             drop(under_way);
             found
         };
@@ -162,27 +176,26 @@ impl Looks {
     fn begin(&self, later: Duration) -> io::Result<UnderWay> {
         let mut state = self.shared.state();
         state.patience = state.patience.at(Instant::now() + later);
-        let is_kept_waiting = state.under_way.values().any(|is_waited_for| !is_waited_for);
-        // Relaxed: written to only under the same lock.
-        if self.is_closed.load(Ordering::Relaxed) || is_kept_waiting || !state.patience.suffices() {
+        let is_kept_waiting = state.under_way.values().any(Option::is_some);
+        if self.is_closed.load(Ordering::SeqCst) || is_kept_waiting || !state.patience.suffices() {
             return Err(not_begun());
         }
         let number = state.next;
         state.next += 1;
-        state.under_way.insert(number, true);
+        state.under_way.insert(number, None);
         Ok(UnderWay { shared: Arc::clone(&self.shared), number })
     }
 
     fn leave_behind(&self, number: u64) {
-        if let Some(is_waited_for) = self.shared.state().under_way.get_mut(&number) {
-            *is_waited_for = false;
+        if let Some(left) = self.shared.state().under_way.get_mut(&number) {
+            *left = Some(Instant::now());
         }
     }
 
     /// Begins none any more, and waits, however long it takes, until all have returned that were under way.
     pub(crate) fn close(&self) {
         let mut state = self.shared.state();
-        self.is_closed.store(true, Ordering::Relaxed); // under the lock
+        self.is_closed.store(true, Ordering::SeqCst);
         let end = state.next;
         while state.under_way.first_key_value().is_some_and(|(number, _)| *number < end) {
             let waited = self.shared.returned.wait(state);
@@ -250,6 +263,18 @@ mod tests {
         assert_eq!(second.look_for(LONG, || 5).expect("not closed"), 5);
     }
 
+    /// Until they give up; what is blocked after that keeps nobody.
+    #[test]
+    fn s6_who_is_left_behind_counts_for_as_long_as_somebody_waited() {
+        let looks = looks();
+        let short = Duration::from_millis(20);
+        let late = looks.look_for(short, move || std::thread::sleep(5 * WAIT));
+        assert_eq!(kind(late), io::ErrorKind::TimedOut);
+        let shared = Arc::clone(&looks.shared);
+        looks.close();
+        assert!((short / 2..WAIT).contains(&shared.state().patience.spent));
+    }
+
     #[test]
     fn s6_others_do_not_wait_for_who_is_not_late() {
         let looks = looks();
@@ -284,13 +309,15 @@ mod tests {
         // Several that waited for the same.
         (0..32).for_each(|_| patience.spend(part, began + part));
         assert_eq!(patience.spent, part);
-        // One that had begun before, and another was begun meanwhile.
+        // One that had begun before, and others were begun meanwhile, and blocked for shorter.
         patience = patience.at(began + part).at(began + 3 * part / 2);
         let spent = patience.spent;
+        patience.spend(part / 8, began + 15 * part / 8);
         patience.spend(2 * part, began + 2 * part);
-        assert_eq!(patience.spent, spent + part);
+        assert!((part / 2..=2 * part).contains(&(patience.spent - spent)), "{patience:?}");
+        let spent = patience.spent;
         patience.spend(WAIT, began + 2 * part + WAIT);
-        assert_eq!(patience.spent, spent + part + WAIT);
+        assert_eq!(patience.spent, spent + WAIT);
         assert!(!patience.suffices());
         let now = patience.at;
         assert!(!patience.at(now + SLOWER * part).suffices(), "no more than that is forgotten");

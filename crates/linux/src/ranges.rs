@@ -118,9 +118,42 @@ impl<T: Copy + PartialEq> Ranges<T> {
     }
 }
 
+/// Cuts ranges, and puts them together to pieces of so many pages and ranges at most, both at least 1.
+#[must_use]
+pub fn in_pieces(ranges: &[Range<Vpn>], pages: u64, most: usize) -> Vec<Vec<Range<Vpn>>> {
+    let mut pieces: Vec<Vec<Range<Vpn>>> = Vec::new();
+    let mut room = 0;
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            if room == 0 || pieces.last().is_none_or(|last| last.len() >= most) {
+                pieces.push(Vec::new());
+                room = pages.max(1);
+            }
+            let end = at.plus((range.end.0 - at.0).min(room));
+            pieces.last_mut().into_iter().for_each(|last| last.push(at..end));
+            room -= end.0 - at.0;
+            at = end;
+        }
+    }
+    pieces
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_have_so_many_pages_and_ranges_at_most() {
+        let ranges = [pages(0..1), pages(5..5), pages(7..20), pages(30..31), pages(40..41)];
+        let wanted = vec![
+            vec![pages(0..1), pages(7..13)],
+            vec![pages(13..20)],
+            vec![pages(30..31), pages(40..41)],
+        ];
+        assert_eq!(in_pieces(&ranges, 7, 2), wanted);
+        assert_eq!(in_pieces(&[], 7, 2), Vec::<Vec<_>>::new());
+    }
 
     fn pages(range: Range<u64>) -> Range<Vpn> {
         Vpn(range.start)..Vpn(range.end)

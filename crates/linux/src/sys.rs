@@ -46,10 +46,13 @@ pub unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> Result
 #[cfg(not(target_arch = "x86_64"))]
 pub unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> Result<usize, i32> {
     let [a, b, c, d, e, f] = arguments;
+    // SAFETY: each thread has an errno of its own, which lives as long as it.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    let before = *errno;
     // SAFETY: the caller's promise.
     let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
-    let error = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
-    if result == -1 { Err(error()) } else { Ok(usize::from_ne_bytes(result.to_ne_bytes())) }
+    let error = std::mem::replace(errno, before);
+    if result == -1 { Err(error) } else { Ok(usize::from_ne_bytes(result.to_ne_bytes())) }
 }
 
 /// What a system call gave.

@@ -10,6 +10,9 @@ use numerge_engine::machine::{Outcome, Run, Target, Vpn};
 use numerge_linux::Ranges;
 use numerge_protocol::{Answer, OutcomeRun, Sequence, Unmerged};
 
+mod fresh;
+
+use crate::book::fresh::Fresh;
 use crate::pages::{count, gaps_in, overlap, parts_in};
 use crate::stalls::Stalls;
 
@@ -23,12 +26,6 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Most ranges that are kept track of. A program has a mapping for each, of which it has fewer.
 const RANGES: usize = 1 << 18;
-/// Most ranges that are kept track of for being looked at anew.
-const FRESH_RANGES: usize = 1 << 12;
-/// Where there are more, those within so many pages become one.
-const FRESH_GRAIN: u64 = 512;
-/// Most ranges looked at by one look.
-const LOOK_RANGES: usize = 1 << 10;
 
 /// An answer that can't be true.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -66,7 +63,7 @@ pub(crate) struct Book {
     live: Ranges<()>,
     /// Of these, pages that the engine has not looked at. It can't go by what was written: pages that
     /// came in the place of others may have been armed before their client got round to tell of them.
-    fresh: Ranges<()>,
+    fresh: Fresh,
     /// Pages mapped to frames, or written to since they were. No page is missing here that the engine
     /// takes for merged; there may be others.
     in_file: Ranges<()>,
@@ -100,7 +97,7 @@ impl Book {
     pub(crate) fn new() -> Self {
         Self {
             live: Ranges::new(),
-            fresh: Ranges::new(),
+            fresh: Fresh::default(),
             in_file: Ranges::new(),
             strays: Ranges::new(),
             returned: Ranges::new(),
@@ -124,7 +121,7 @@ impl Book {
     /// again by now.
     pub(crate) fn enliven(&mut self, pages: &Range<Vpn>) -> Result<(), Lie> {
         self.live.insert(pages.clone(), ());
-        self.fresh.insert(pages.clone(), ());
+        self.fresh.insert(pages.clone());
         for gone in &self.gone {
             self.live.remove(gone);
         }
@@ -133,17 +130,7 @@ impl Book {
 
     /// The engine knows nothing of pages any more, but that those that are there are.
     pub(crate) fn look_anew(&mut self, ranges: &[Range<Vpn>]) {
-        ranges.iter().for_each(|pages| self.fresh.insert(pages.clone(), ()));
-        // More than these may be looked at anew, but no less.
-        let mut grain = FRESH_GRAIN;
-        while self.fresh.len() > FRESH_RANGES {
-            let all: Vec<_> = self.fresh.iter().map(|(pages, ())| pages).collect();
-            for pages in all {
-                let end = Vpn(pages.end.0.saturating_add(grain - 1) / grain * grain);
-                self.fresh.insert(Vpn(pages.start.0 / grain * grain)..end, ());
-            }
-            grain *= 8;
-        }
+        self.fresh.insert_few(ranges);
     }
 
     /// The first of these pages that are there, as far as they are all fresh or none is, and whether
@@ -153,33 +140,7 @@ impl Book {
         pages: &Range<Vpn>,
         most: u64,
     ) -> Option<(Vec<Range<Vpn>>, bool)> {
-        let (mut parts, mut are_fresh, mut left) = (Vec::new(), None, most);
-        let mut at = pages.start;
-        while let Some((live, ())) = self.live.next_in(&(at..pages.end)) {
-            if left == 0 || parts.len() == LOOK_RANGES {
-                break;
-            }
-            // What is not there is looked at when it comes.
-            self.fresh.remove(&(at..live.start));
-            let fresh = self.fresh.next_in(&live).map(|(fresh, ())| fresh);
-            let is_fresh = fresh.as_ref().is_some_and(|fresh| fresh.start == live.start);
-            if *are_fresh.get_or_insert(is_fresh) != is_fresh {
-                break;
-            }
-            let part = match fresh {
-                Some(fresh) if is_fresh => {
-                    let part = fresh.start..fresh.end.min(fresh.start.plus(left));
-                    left -= count(&part);
-                    self.fresh.remove(&part);
-                    part
-                }
-                Some(fresh) => live.start..fresh.start,
-                None => live,
-            };
-            at = part.end;
-            parts.push(part);
-        }
-        Some((parts, are_fresh?))
+        self.fresh.take_next(&self.live, pages, most)
     }
 
     /// The client said that pages are gone, and the engine has not been told yet.
@@ -251,8 +212,9 @@ impl Book {
 
     pub(crate) fn bytes(&self) -> u64 {
         let outcomes = self.outcomes.len() * size_of::<(Vpn, Outcome)>() * 2;
-        let ranges = [&self.live, &self.fresh, &self.in_file, &self.returned];
-        ranges.iter().map(|ranges| ranges.bytes()).sum::<u64>() + outcomes as u64
+        let ranges = [&self.live, &self.in_file, &self.returned];
+        let ranges = ranges.iter().map(|ranges| ranges.bytes()).sum::<u64>();
+        ranges + self.fresh.bytes() + outcomes as u64
     }
 
     // What it is asked.
@@ -273,7 +235,7 @@ impl Book {
     pub(crate) fn end(&mut self) {
         self.is_over = true;
         self.live = Ranges::new();
-        self.fresh = Ranges::new();
+        self.fresh = Fresh::default();
         self.returned = Ranges::new();
         self.outcomes.clear();
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use numerge_engine::machine::{
     Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Target, Vpn, Written,
 };
-use numerge_linux::{FramePools, FrameSource, RemoteProcess, mappings_limit};
+use numerge_linux::{FramePools, FrameSource, RemoteProcess, in_pieces, mappings_limit};
 use numerge_protocol::limits::{FILE_PAGES, MERGE_RUNS, UNMERGE_PAGES, UNMERGE_RANGES};
 use numerge_protocol::{self as protocol, Errno, SendError, Sequence, ToClient, Unmerged};
 use numerge_topology::Nid;
@@ -298,26 +298,6 @@ fn questions(runs: &[Run]) -> Vec<Vec<Run>> {
     questions
 }
 
-/// Cuts ranges, and puts them together to questions.
-fn unmerge_questions(ranges: &[Range<Vpn>]) -> Vec<Vec<Range<Vpn>>> {
-    let mut questions: Vec<Vec<Range<Vpn>>> = Vec::new();
-    let mut room = 0;
-    for range in ranges {
-        let mut at = range.start;
-        while at < range.end {
-            if room == 0 || questions.last().is_none_or(|last| last.len() == QUESTION_RUNS) {
-                questions.push(Vec::new());
-                room = QUESTION_PAGES.min(UNMERGE_PAGES);
-            }
-            let end = at.plus((range.end.0 - at.0).min(room));
-            questions.last_mut().into_iter().for_each(|last| last.push(at..end));
-            room -= end.0 - at.0;
-            at = end;
-        }
-    }
-    questions
-}
-
 fn system(call: &'static str) -> impl Fn(io::Error) -> MemoryError {
     move |source| match source.kind() {
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => MemoryError::NoAnswer,
@@ -418,7 +398,8 @@ impl Memory for RemoteMemory {
 
     fn unmerge(&self, ranges: &[Range<Vpn>]) -> Result<(), MemoryError> {
         let until = Instant::now() + UNMERGE_WAIT;
-        unmerge_questions(ranges).iter().try_for_each(|question| self.ask_unmerge(question, until))
+        let questions = in_pieces(ranges, QUESTION_PAGES.min(UNMERGE_PAGES), QUESTION_RUNS);
+        questions.iter().try_for_each(|question| self.ask_unmerge(question, until))
     }
 
     fn nodes_of(&self, runs: &[Range<Vpn>], out: &mut Vec<Option<Nid>>) -> Result<(), MemoryError> {
@@ -476,13 +457,6 @@ mod tests {
         let short = Run { pages: Vpn(0)..Vpn(1), target: Target::Zero };
         assert_eq!(questions(&vec![short; 600]).len(), 3);
         assert!(questions(&[]).is_empty());
-    }
-
-    #[test]
-    fn unmerging_is_cut_into_questions() {
-        let cut = unmerge_questions(&[Vpn(0)..Vpn(1), Vpn(5)..Vpn(5000)]);
-        assert_eq!(cut.len(), 3);
-        assert_eq!(cut.iter().flatten().map(count).sum::<u64>(), 4996);
     }
 
     #[test]

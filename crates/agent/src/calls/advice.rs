@@ -27,10 +27,7 @@ pub unsafe fn madvise(start: usize, len: usize, advice: i32) -> Answer {
     if advice == libc::MADV_DONTFORK && known::next_own(&pages).is_some() {
         known::set_forked(&pages, false);
     }
-    let answer = at_once(&pages, call, || {
-        let unknown = known::unless_known(&pages, call);
-        unknown.unwrap_or_else(|| advise_known(start, len, &pages, advice, call))
-    });
+    let answer = at_once(&pages, call, || advise_concerned(start, len, &pages, advice, call));
     if advice == libc::MADV_DOFORK && answer.is_ok() {
         known::set_forked(&pages, true);
     }
@@ -38,7 +35,7 @@ pub unsafe fn madvise(start: usize, len: usize, advice: i32) -> Answer {
 }
 
 #[cold]
-fn advise_known(
+fn advise_concerned(
     start: usize,
     len: usize,
     pages: &Range<Vpn>,

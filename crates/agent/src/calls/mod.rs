@@ -50,20 +50,20 @@ fn pages_of(start: usize, len: usize) -> Option<Range<Vpn>> {
     sys::pages(start, len).filter(|pages| !pages.is_empty())
 }
 
-/// Makes a call at once if the agent has nothing to do with its pages, as is the rule; else it is `known`, which
-/// makes it where they may be. That is also how it is tried once more, as by [`relieved`].
+/// Makes a call at once if the agent has nothing to do with its pages, as is the rule; else it is `concerned`, which
+/// makes it where the agent may have, and by which it is also tried once more, as by [`relieved`].
 #[inline]
 fn at_once(
     pages: &Range<Vpn>,
     call: impl FnOnce() -> Answer,
-    known: impl Fn() -> Answer,
+    concerned: impl Fn() -> Answer,
 ) -> Answer {
     match known::unless_known(pages, call) {
         Some(Err(libc::ENOMEM)) => {
-            keeping_errno(|| if agent::relieve() { known() } else { Err(libc::ENOMEM) })
+            keeping_errno(|| if agent::relieve() { concerned() } else { Err(libc::ENOMEM) })
         }
         Some(answer) => answer,
-        None => relieved(known),
+        None => relieved(concerned),
     }
 }
 
@@ -80,15 +80,13 @@ fn change(start: usize, len: usize, call: impl Fn() -> Answer) -> Answer {
 
 #[cold]
 fn change_pages(pages: &Range<Vpn>, call: impl Fn() -> Answer) -> Answer {
-    known::unless_known(pages, &call).unwrap_or_else(|| {
-        let Some(here) = enter() else {
-            return call();
-        };
-        let mut here = here.let_go(pages)?;
-        let answer = call();
-        here.note(pages);
-        answer
-    })
+    let Some(here) = enter() else {
+        return call();
+    };
+    let mut here = here.let_go(pages)?;
+    let answer = call();
+    here.note(pages);
+    answer
 }
 
 fn bytes(pages: &Range<Vpn>) -> [usize; 2] {

@@ -197,26 +197,3 @@ fn new_pages_are_looked_at_once_whatever_was_written() {
     assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..3)], false)));
     assert_eq!(book.next_to_look_at(&pages(3..20), 4), Some((vec![pages(3..5)], true)));
 }
-
-#[test]
-fn what_is_not_known_is_looked_at_anew_and_in_few_ranges() {
-    let ranges = FRESH_RANGES as u64;
-    let mut book = book(0..4 * ranges);
-    let all = pages(0..4 * ranges);
-    assert!(book.next_to_look_at(&all, u64::MAX).is_some_and(|(_, is_fresh)| is_fresh));
-    let apart: Vec<_> = (0..ranges).map(|n| pages(2 * n..2 * n + 1)).collect();
-    book.look_anew(&apart);
-    let (parts, is_fresh) = book.next_to_look_at(&all, u64::MAX).unwrap();
-    assert_eq!((parts.as_slice(), is_fresh), (&[pages(0..1)][..], true), "with others between");
-    let last = 4 * ranges - 1;
-    book.look_anew(&[pages(0..1), pages(last..last + 1)]);
-    let grain = FRESH_GRAIN;
-    let wanted = [pages(0..2 * ranges), pages(last / grain * grain..last + 1)];
-    assert!(book.fresh.iter().map(|(pages, ())| pages).eq(wanted));
-    assert_eq!(book.next_to_look_at(&all, 4), Some((vec![pages(0..4)], true)));
-    book.bury(pages(4..100)).unwrap();
-    book.forget_buried();
-    book.look_anew(&[pages(0..100)]);
-    assert_eq!(book.next_to_look_at(&pages(4..101), 4), Some((vec![pages(100..101)], true)));
-    assert!(!book.fresh.iter().any(|(part, ())| part.start < Vpn(100) && part.end > Vpn(4)));
-}

@@ -16,7 +16,6 @@ use fuser::{
     OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 use numerge_engine::machine::PAGE_SIZE;
-
 use tempfile::TempDir;
 
 use crate::bed::{Bed, Client, until};
