@@ -9,6 +9,7 @@ use crate::core::Core;
 use crate::find::{Found, Merge, Scope, find};
 use crate::judge::{Candidate, judge};
 use crate::late;
+use crate::machine::Outcome;
 use crate::plan::plan;
 use crate::record::{record, record_broken, record_over_budget};
 use crate::scan::Look;
@@ -173,8 +174,10 @@ impl Core {
     ) -> Vec<Candidate> {
         self.tally.attempted.add(merges.len() as u64);
         let planned = plan(world, &self.late, merges);
+        planned.errors.into_iter().for_each(|error| self.report(error));
         record_over_budget(self, world, reader, &planned.over_budget);
-        let mut collided = Vec::new();
+        let outcomes = vec![Outcome::Deferred; planned.deferred.len()];
+        let mut collided = record(self, world, reader, &planned.deferred, &outcomes);
         for plan in planned.plans {
             let mut outcomes = Vec::with_capacity(plan.merges.len());
             plan.program.memory.merge(&plan.runs, &mut outcomes);

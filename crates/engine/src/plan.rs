@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::find::Merge;
 use crate::late::Late;
-use crate::machine::{Run, Target};
-use crate::program::Program;
+use crate::machine::{MemoryError, Run, Target};
+use crate::program::{Leave, Program};
 use crate::world::World;
 
 /// What one program is asked to merge, and the pages of it in the order of the runs.
@@ -20,6 +20,10 @@ pub(crate) struct Plan {
 pub(crate) struct Planned {
     pub(crate) plans: Vec<Plan>,
     pub(crate) over_budget: Vec<Merge>,
+    /// Of programs whose mappings nobody can count at the moment.
+    pub(crate) deferred: Vec<Merge>,
+    /// Why mappings could not be counted.
+    pub(crate) errors: Vec<MemoryError>,
 }
 
 /// Cuts merges into runs: pages side by side in one region, mapped to frames side by side.
@@ -37,10 +41,11 @@ pub(crate) fn plan(world: &World, late: &Late, mut merges: Vec<Merge>) -> Planne
     for (program, mut runs) in by_program {
         // Pages mapped to the page of zeros stay in the mapping they are in.
         let wanted = runs.iter().filter(|run| run[0].kpfn.is_some()).count() as u64;
-        // A program that can't be asked is not merged. As long as nobody knows whether it ever can be, it
-        // counts as one with too many mappings: deferred pages would be tried in each pass.
         let late = || late.runs_of(world, &program);
-        let allowed = program.take_runs(wanted, late).unwrap_or(0);
+        let Leave::Runs(allowed) = program.take_runs(wanted, late, &mut planned.errors) else {
+            planned.deferred.extend(runs.iter().copied().flatten());
+            continue;
+        };
         if allowed < wanted {
             runs.sort_by_key(|run| (run[0].kpfn.is_some(), std::cmp::Reverse(run.len())));
             let left_out = usize::try_from(wanted - allowed).expect("fewer than there are runs");

@@ -15,11 +15,24 @@ use crate::machine::{Mappings, Memory, MemoryError};
 /// Mappings that a run may add: what it lies in is cut in three.
 pub(crate) const MAPPINGS_A_RUN: u64 = 2;
 
+/// How often in a row a program's mappings may be uncountable for the moment before it counts as one that has
+/// too many: it may be for ever, and what is only deferred is tried in each pass and waited for.
+const DEFERRALS: u32 = 3;
+
 #[derive(Default)]
 struct Ledger {
     counted: Option<Mappings>,
     /// What runs may have added since.
     added: u64,
+    /// Counts in a row that got no answer.
+    unanswered: u32,
+}
+
+/// How many of the runs that it wants a program may have.
+pub(crate) enum Leave {
+    Runs(u64),
+    /// Nobody can tell at the moment.
+    Later,
 }
 
 /// One program.
@@ -87,22 +100,35 @@ impl Program {
         limit / 100 * self.share_percent
     }
 
-    /// Takes leave to merge up to `wanted` runs; gives how many may be. `late` counts those that the
-    /// program has leave for and may map at any moment.
+    /// Takes leave to merge up to `wanted` runs. `late` counts those that the program has leave for and may map
+    /// at any moment. Where its mappings can't be counted, the room left by the last count is all there is.
     pub(crate) fn take_runs(
         &self,
         wanted: u64,
         late: impl FnOnce() -> u64,
-    ) -> Result<u64, MemoryError> {
+        errors: &mut Vec<MemoryError>,
+    ) -> Leave {
         let mut ledger = self.ledger.lock();
         if self.room(&ledger) < wanted {
             // Counted first: what is mapped in between counts twice, and never not at all.
             let added = late() * MAPPINGS_A_RUN;
-            *ledger = Ledger { counted: Some(self.memory.mappings()?), added };
+            match self.memory.mappings() {
+                Ok(counted) => *ledger = Ledger { counted: Some(counted), added, unanswered: 0 },
+                Err(error) => {
+                    let is_passing = matches!(error, MemoryError::NoAnswer);
+                    errors.push(error);
+                    ledger.unanswered += 1;
+                    if is_passing && ledger.unanswered <= DEFERRALS {
+                        return Leave::Later;
+                    }
+                    // From now on, until it can be counted.
+                    ledger.unanswered = DEFERRALS;
+                }
+            }
         }
         let given = wanted.min(self.room(&ledger));
         ledger.added += given * MAPPINGS_A_RUN;
-        Ok(given)
+        Leave::Runs(given)
     }
 
     /// Runs that there is room for, by the last count.

@@ -32,8 +32,8 @@ thread_local! {
     static STATISTICS: Option<File> = File::open("/proc/thread-self/schedstat").ok();
 }
 
-/// How often a looker that would run if it had a CPU is waited for once more.
-const MORE_WAITS: u32 = 7;
+/// A looker that would run if it had a CPU is waited for up to so many times as long.
+const LONGER: u32 = 8;
 
 struct Looker {
     orders: SyncSender<Look>,
@@ -57,9 +57,9 @@ impl Looker {
         Ok(Self { orders, thread, before: Arc::default() })
     }
 
-    /// Whether it would get on with its look if it had a CPU: it waits for nothing else, and has not used up the
-    /// time it has.
-    fn wants_a_cpu(&self, most: Duration) -> bool {
+    /// What is left of the CPU time that it may use, if it would get on with its look if it had a CPU: it waits for
+    /// nothing else.
+    fn cpu_time_left(&self, most: Duration) -> Option<Duration> {
         let file =
             |name| std::fs::read_to_string(format!("/proc/self/task/{}/{name}", self.thread));
         let is_ready =
@@ -68,13 +68,14 @@ impl Looker {
         let used = file("schedstat").ok().and_then(|text| number(&text, 0)).unwrap_or(most);
         // SeqCst: so that it is the same look's; an earlier one's would do as well.
         let before = Duration::from_nanos(self.before.load(Ordering::SeqCst));
-        file("stat").is_ok_and(is_ready) && used.saturating_sub(before) < most
+        let left = most.saturating_sub(used.saturating_sub(before));
+        (file("stat").is_ok_and(is_ready) && !left.is_zero()).then_some(left)
     }
 }
 
 /// What a thread had used and waited for when it began something.
 pub(crate) struct Began {
-    at: Instant,
+    pub(crate) at: Instant,
     cpu: Duration,
     delay: Duration,
     sleeps: i64,
@@ -177,12 +178,12 @@ pub(crate) fn call<T: Send + 'static>(
     };
     // Fails if it has ended, which only a panic ends it by; so there will be no answer.
     let _ = looker.orders.send(Box::new(order));
+    let last = Instant::now() + most * LONGER;
     let mut found = answered.recv_timeout(most);
-    for _ in 0..MORE_WAITS {
-        if !matches!(found, Err(RecvTimeoutError::Timeout)) || !looker.wants_a_cpu(most) {
-            break;
-        }
-        found = answered.recv_timeout(most);
+    while matches!(found, Err(RecvTimeoutError::Timeout)) && Instant::now() < last {
+        let Some(left) = looker.cpu_time_left(most) else { break };
+        // However little that is, it is asked for seldom.
+        found = answered.recv_timeout(left.max(most / LONGER));
     }
     let found = found.map_err(|_| io::ErrorKind::TimedOut)?;
     LOOKER.set(Some(looker));
@@ -245,7 +246,7 @@ mod tests {
         let began = Began::now();
         assert!(call(MOST, work).is_err());
         // Or it had no CPU.
-        assert!(began.at.elapsed() < MOST * (MORE_WAITS + 1) * 4);
+        assert!(began.at.elapsed() < MOST * LONGER * 4);
     }
 
     #[test]
@@ -260,14 +261,14 @@ mod tests {
         };
         looker.orders.send(Box::new(spin)).expect("it waits");
         let began = Instant::now();
-        while !looker.wants_a_cpu(MOST) {
+        while looker.cpu_time_left(MOST).is_none() {
             assert!(began.elapsed() < LONG, "it runs, or would, and has used nearly nothing");
         }
-        assert!(!looker.wants_a_cpu(Duration::ZERO), "more than it has");
+        assert_eq!(looker.cpu_time_left(Duration::ZERO), None, "more than it has");
         stop.store(1, Ordering::SeqCst);
         while stopped.load(Ordering::SeqCst) == 0 {}
         // It sleeps until it has something to do again.
-        while looker.wants_a_cpu(LONG) {
+        while looker.cpu_time_left(LONG).is_some() {
             assert!(began.elapsed() < LONG);
         }
     }

@@ -285,13 +285,16 @@ impl RemoteProcess {
         Ok(())
     }
 
-    /// Number of mappings the process has.
+    /// Number of mappings the process has; none if it has ended.
     ///
     /// # Errors
-    /// `TimedOut`, `WouldBlock`, or what the system said: ESRCH if it has ended.
+    /// `TimedOut`, `WouldBlock`, or what the system said.
     pub fn mappings(&self) -> io::Result<u64> {
-        let directory = Arc::clone(&self.directory);
-        self.looks.look(move || count_mappings(&directory))?
+        let (directory, memory) = (Arc::clone(&self.directory), Arc::clone(&self.memory));
+        self.looks.look(move || match count_mappings(&directory) {
+            Err(_) if is_gone(&memory) => Ok(0),
+            counted => counted,
+        })?
     }
 
     /// Waits, however long it takes, until no thread looks at the process any more that was left behind, and

@@ -47,11 +47,13 @@ pub unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> Result
 pub unsafe fn system_call(number: libc::c_long, arguments: [usize; 6]) -> Result<usize, i32> {
     let [a, b, c, d, e, f] = arguments;
     // SAFETY: each thread has an errno of its own, which lives as long as it.
-    let errno = unsafe { &mut *libc::__errno_location() };
-    let before = *errno;
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above.
+    let before = unsafe { errno.read() };
     // SAFETY: the caller's promise.
     let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
-    let error = std::mem::replace(errno, before);
+    // SAFETY: as above.
+    let error = unsafe { errno.replace(before) };
     if result == -1 { Err(error) } else { Ok(usize::from_ne_bytes(result.to_ne_bytes())) }
 }
 

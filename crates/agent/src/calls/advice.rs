@@ -43,7 +43,8 @@ fn advise_concerned(
     call: impl Fn() -> Answer,
 ) -> Answer {
     match advice {
-        libc::MADV_UNMERGEABLE => unwant(start, len, pages),
+        // Other memory may be the kernel's KSM's.
+        libc::MADV_UNMERGEABLE if known::may_concern(pages) => unwant(start, len, pages),
         libc::MADV_DONTNEED | MADV_DONTNEED_LOCKED | libc::MADV_FREE => {
             enter().map_or_else(call, |here| drop_content(here, pages, advice))
         }

@@ -30,7 +30,7 @@ type Watch = dyn Fn(&[Range<u64>]) + Send + Sync;
 
 enum Then {
     Do(Act),
-    Fail { times: u64 },
+    Fail { times: u64, error: fn() -> MemoryError },
     Each(Arc<Watch>),
 }
 
@@ -68,7 +68,12 @@ impl Scripted {
 
     /// The next such calls fail.
     pub(crate) fn fail(&self, when: When, call: Call, at: Range<u64>, times: u64) {
-        self.push(when, call, at, 0, Then::Fail { times });
+        self.push(when, call, at, 0, Then::Fail { times, error: broken });
+    }
+
+    /// The next such calls come to nothing for the moment.
+    pub(crate) fn no_answer(&self, when: When, call: Call, at: Range<u64>, times: u64) {
+        self.push(when, call, at, 0, Then::Fail { times, error: || MemoryError::NoAnswer });
     }
 
     /// Every such call does this as well from now on.
@@ -105,12 +110,13 @@ impl Script {
         });
         let Some(place) = due else { return Ok(()) };
         match &mut steps[place].then {
-            Then::Fail { times } => {
+            Then::Fail { times, error } => {
+                let error = error();
                 *times -= 1;
                 if *times == 0 {
                     steps.remove(place);
                 }
-                return Err(broken());
+                return Err(error);
             }
             Then::Each(act) => {
                 let act = Arc::clone(act);

@@ -26,14 +26,15 @@ impl Fresh {
     /// These, and others near them if there would be too many ranges.
     pub(super) fn insert_few(&mut self, ranges: &[Range<Vpn>]) {
         ranges.iter().for_each(|pages| self.insert(pages.clone()));
-        let mut grain = GRAIN;
-        while self.0.len() > RANGES {
-            let all: Vec<_> = self.0.iter().map(|(pages, ())| pages).collect();
-            for pages in all {
-                let end = Vpn(pages.end.0.saturating_add(grain - 1) / grain * grain);
-                self.insert(Vpn(pages.start.0 / grain * grain)..end);
+        if self.0.len() > RANGES {
+            let (mut all, mut grain): (Vec<_>, _) =
+                (self.0.iter().map(|(pages, ())| pages).collect(), GRAIN);
+            while all.len() > RANGES {
+                all = coarser(&all, grain);
+                grain *= 8;
             }
-            grain *= 8;
+            self.0 = Ranges::new();
+            all.into_iter().for_each(|pages| self.insert(pages));
         }
     }
 
@@ -81,6 +82,20 @@ impl Fresh {
     pub(super) fn bytes(&self) -> u64 {
         self.0.bytes()
     }
+}
+
+/// Ranges in order, from a multiple of `grain` to the next, so that those near each other become one.
+fn coarser(all: &[Range<Vpn>], grain: u64) -> Vec<Range<Vpn>> {
+    let mut coarse: Vec<Range<Vpn>> = Vec::new();
+    for pages in all {
+        let start = Vpn(pages.start.0 / grain * grain);
+        let end = Vpn(pages.end.0.saturating_add(grain - 1) / grain * grain);
+        match coarse.last_mut() {
+            Some(last) if start <= last.end => last.end = last.end.max(end),
+            _ => coarse.push(start..end),
+        }
+    }
+    coarse
 }
 
 #[cfg(test)]
