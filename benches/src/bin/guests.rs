@@ -42,6 +42,7 @@ impl Merger {
                 }
                 ksm_set("pages_to_scan", "100000")?;
                 ksm_set("sleep_millisecs", "0")?;
+                ksm_set("use_zero_pages", "1")?;
                 Ok(Self::Ksmd)
             }
             "numerge" => {

@@ -36,7 +36,7 @@ const ERRORS_KEPT: usize = 16;
 /// The engine without its threads.
 pub(crate) struct Core {
     pub(crate) forest: Forest,
-    pub(crate) prints: Fingerprinter,
+    pub(crate) prints: Arc<Fingerprinter>,
     pub(crate) frames: Arc<dyn Frames>,
     pub(crate) nodes: Arc<dyn Nodes>,
     /// The nodes, in order. A node is known by its place here.
@@ -86,7 +86,7 @@ struct Passes {
 }
 
 pub(crate) struct Parts {
-    pub(crate) prints: Fingerprinter,
+    pub(crate) prints: Arc<Fingerprinter>,
     pub(crate) frames: Arc<dyn Frames>,
     pub(crate) nodes: Arc<dyn Nodes>,
     pub(crate) nids: Vec<Nid>,

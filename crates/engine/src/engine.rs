@@ -175,7 +175,7 @@ impl Engine {
         let prints = Fingerprinter::new(fingerprint_bits).map_err(EngineError::Secret)?;
         let policy = Policy { help_other_nodes, move_frames_back, advise_by_visits };
         let core = Core::new(Parts {
-            prints,
+            prints: Arc::new(prints),
             frames,
             nodes,
             nids,

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::judge::Candidate;
 use crate::knobs::Knob;
-use crate::machine::READ_PAGES;
+use crate::machine::PIECE_PAGES;
 use crate::shard::Shard;
 use crate::world::World;
 
@@ -230,12 +230,9 @@ impl Finder<'_> {
             .collect();
         partners.sort_unstable_by_key(|(page, _)| *page);
         self.core.pool(shard.node()).install(|| {
-            partners.par_chunks_mut(READ_PAGES).for_each(|some| {
+            partners.par_chunks_mut(PIECE_PAGES).for_each(|some| {
                 let pages: Vec<PageId> = some.iter().map(|(page, _)| *page).collect();
-                let mut found = [None; READ_PAGES];
-                self.world.read(&pages, |at, content| {
-                    found[at] = Some(self.core.prints.of(content));
-                });
+                let found = self.world.fingerprints(&pages, &self.core.prints);
                 for ((page, leftover), found) in some.iter_mut().zip(found) {
                     if !self.is_still(leftover.first, *page, found) {
                         leftover.partner = None;

@@ -10,7 +10,7 @@ use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, Hasher};
 use crate::machine::PAGE_SIZE;
 
 /// Hashes pages with one domain's secret.
-pub(crate) struct Fingerprinter {
+pub struct Fingerprinter {
     secret: [u8; DEFAULT_SECRET_LENGTH],
     /// Of a page of zeros.
     pub(crate) zero: Fingerprint,
@@ -31,7 +31,8 @@ impl Fingerprinter {
     }
 
     /// The fingerprint of a page's content.
-    pub(crate) fn of(&self, content: &[u8; PAGE_SIZE]) -> Fingerprint {
+    #[must_use]
+    pub fn of(&self, content: &[u8; PAGE_SIZE]) -> Fingerprint {
         // The secret has the length the function asks for, so that it can't refuse it; were it to,
         // all pages would get one fingerprint, which merges nothing and harms nothing.
         let hash = Hasher::oneshot_with_secret(&self.secret, content).unwrap_or(0);

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::core::Core;
 use crate::knobs::Knob;
-use crate::machine::{Kind, READ_PAGES};
+use crate::machine::Kind;
 use crate::piece::{Piece, cut};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
@@ -154,7 +154,7 @@ impl Judge<'_> {
                         _ => {}
                     }
                 }
-                self.read_again(piece, &unknown, &mut judged);
+                self.read_again(piece, unknown, &mut judged);
                 if !untouched.is_empty() {
                     self.anew(&Piece { pages: untouched, ..*piece }, &mut judged);
                 }
@@ -259,8 +259,9 @@ impl Judge<'_> {
         tree.prefetch_removal(&self.world.pages, pages);
         let mut at = 0;
         while at < piece.pages.len() {
-            let read = piece.region.program.memory.read(&piece.runs(at), &mut |content| {
-                self.written(piece, at, self.core.prints.of(content), judged);
+            let (memory, prints) = (&piece.region.program.memory, &self.core.prints);
+            let read = memory.fingerprints(&piece.runs(at), prints, &mut |found| {
+                self.written(piece, at, found, judged);
                 at += 1;
             });
             if let Err(error) = read {
@@ -363,12 +364,10 @@ impl Judge<'_> {
     }
 
     /// Reads some pages of a piece.
-    fn read_again(&mut self, piece: &Piece<'_>, pages: &[u64], judged: &mut Judged) {
-        for some in pages.chunks(READ_PAGES) {
-            let some = Piece { pages: some.to_vec(), ..*piece };
-            self.read(&some, judged);
-            self.ask_kinds(&some, judged);
-        }
+    fn read_again(&mut self, piece: &Piece<'_>, pages: Vec<u64>, judged: &mut Judged) {
+        let some = Piece { pages, ..*piece };
+        self.read(&some, judged);
+        self.ask_kinds(&some, judged);
     }
 
     /// Reads pages of which nothing is known, as after an unmerging of everything, if there is anything.
@@ -382,7 +381,7 @@ impl Judge<'_> {
         let found = piece.pages.iter().zip(kinds);
         let private = found.filter(|(_, kind)| *kind == Some(Kind::Private));
         let pages: Vec<u64> = private.map(|(index, _)| *index).collect();
-        self.read_again(piece, &pages, judged);
+        self.read_again(piece, pages, judged);
     }
 
     /// The page is the machine's page of zeros: the program read where it never wrote, or the page

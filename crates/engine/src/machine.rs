@@ -5,10 +5,13 @@
 //! programs, and on a machine that exists only in a test.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
-use numerge_stable_tree::Kpfn;
+use numerge_stable_tree::{Fingerprint, Kpfn};
 use numerge_topology::{Nid, Topology};
+
+use crate::fingerprint::Fingerprinter;
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -111,9 +114,12 @@ pub enum MemoryError {
     },
 }
 
-/// Pages that the engine has read by one call: few enough to be in a CPU's own cache still when they are judged, and
-/// as many as make it cheap for a machine to hand a call over to another thread.
+/// Pages whose copies the engine wants by one call, so that they are in a CPU's own cache still when they are used.
 pub const READ_PAGES: usize = 64;
+
+/// Pages that the engine looks at together, of which nearly none is copied: as many as make it cheap for a machine to
+/// hand a call over to another thread.
+pub const PIECE_PAGES: usize = 512;
 
 /// How many mappings a program has, and how many it may have (`vm.max_map_count`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,6 +184,20 @@ pub trait Memory: Send + Sync {
         runs: &[Range<Vpn>],
         each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
     ) -> Result<(), MemoryError>;
+
+    /// As [`Memory::read`], but passes the pages' fingerprints, which a machine that has other threads read for it
+    /// leaves to them.
+    ///
+    /// # Errors
+    /// As those of [`Memory::read`].
+    fn fingerprints(
+        &self,
+        runs: &[Range<Vpn>],
+        prints: &Arc<Fingerprinter>,
+        each: &mut dyn FnMut(Fingerprint),
+    ) -> Result<(), MemoryError> {
+        self.read(runs, &mut |content| each(prints.of(content)))
+    }
 
     /// Freezes, verifies and maps each run, and appends to `out` one outcome a page, runs in order.
     /// No page of the program changes its content, whatever the outcome.

@@ -6,13 +6,10 @@ use std::sync::Arc;
 use numerge_stable_tree::Record;
 
 use crate::core::Core;
-use crate::machine::{Kind, READ_PAGES, Vpn};
+use crate::machine::{Kind, PIECE_PAGES, Vpn};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
 use crate::world::World;
-
-/// Pages of a piece of which nearly none is read.
-const PIECE_PAGES_AGAIN: usize = 512;
 
 /// Pages of one region and one node that are looked at for one reason, in ascending order; places in
 /// the region.
@@ -74,7 +71,6 @@ pub(crate) fn cut<'a>(core: &Core, world: &'a World, looks: &'a [Look]) -> Vec<P
     let mut growing: Vec<Option<usize>> = vec![None; core.nids.len() + 1];
     for Look { region, pages, reason } in looks {
         let reason = *reason;
-        let most = if reason == Reason::Again { PIECE_PAGES_AGAIN } else { READ_PAGES };
         for page in pages.clone() {
             let node = nodes.next().flatten();
             let growing = &mut growing[node.map_or(core.nids.len(), usize::from)];
@@ -82,16 +78,14 @@ pub(crate) fn cut<'a>(core: &Core, world: &'a World, looks: &'a [Look]) -> Vec<P
                 Some(last)
                     if Arc::ptr_eq(last.region, region)
                         && last.reason == reason
-                        && last.pages.len() < most =>
+                        && last.pages.len() < PIECE_PAGES =>
                 {
                     last.pages.push(page);
                 }
                 _ => {
                     let records = world.pages.records(region.slot);
-                    let mut pages = Vec::with_capacity(READ_PAGES);
-                    pages.push(page);
                     *growing = Some(pieces.len());
-                    pieces.push(Piece { region, records, reason, node, pages });
+                    pieces.push(Piece { region, records, reason, node, pages: vec![page] });
                 }
             }
         }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use numerge_stable_tree::sync::AtomicU64;
 use numerge_stable_tree::{
-    PageId, PageState, PageTable, Record, Records, Slot, TreeId, UnstableTree,
+    Fingerprint, PageId, PageState, PageTable, Record, Records, Slot, TreeId, UnstableTree,
 };
 
-use crate::machine::{PAGE_SIZE, Vpn};
+use crate::fingerprint::Fingerprinter;
+use crate::machine::{Memory, MemoryError, PAGE_SIZE, Vpn};
 use crate::program::Program;
 use crate::region::Region;
 
@@ -71,9 +72,39 @@ impl World {
         self.pages.record(page)
     }
 
-    /// Passes a copy of each page that can be read to `each`, with its place in `pages`. Those of a
-    /// region that follow each other are read together.
+    /// Passes a copy of each page that can be read to `each`, with its place in `pages`.
     pub(crate) fn read(&self, pages: &[PageId], mut each: impl FnMut(usize, &[u8; PAGE_SIZE])) {
+        self.read_by_region(pages, |memory, runs, at| {
+            memory.read(runs, &mut |content| {
+                each(*at, content);
+                *at += 1;
+            })
+        });
+    }
+
+    /// The fingerprint of each page; None if it can't be read.
+    pub(crate) fn fingerprints(
+        &self,
+        pages: &[PageId],
+        prints: &Arc<Fingerprinter>,
+    ) -> Vec<Option<Fingerprint>> {
+        let mut found = vec![None; pages.len()];
+        self.read_by_region(pages, |memory, runs, at| {
+            memory.fingerprints(runs, prints, &mut |print| {
+                found[*at] = Some(print);
+                *at += 1;
+            })
+        });
+        found
+    }
+
+    /// Has pages read, those of a region that follow each other together. `read` adds to its last argument, the
+    /// place of the first page, how many it has read, up to the first that can't be.
+    fn read_by_region(
+        &self,
+        pages: &[PageId],
+        mut read: impl FnMut(&dyn Memory, &[Range<Vpn>], &mut usize) -> Result<(), MemoryError>,
+    ) {
         let mut at = 0;
         while let Some(first) = pages.get(at) {
             let region = self.locate(*first).0;
@@ -83,11 +114,7 @@ impl World {
                 .map(|(_, index)| index)
                 .collect();
             let end = at + indices.len();
-            let read = region.program.memory.read(&region.runs(&indices), &mut |content| {
-                each(at, content);
-                at += 1;
-            });
-            at = match read {
+            at = match read(&*region.program.memory, &region.runs(&indices), &mut at) {
                 Ok(()) => (at + 1).min(end),
                 Err(_) => end,
             };

@@ -16,7 +16,6 @@
 //! The pagemap is the process's own, passed by it, and compared with the one that /proc has for it:
 //! it stands for an address space too, so nobody can have us look at another's.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
@@ -24,7 +23,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use numerge_engine::machine::{Kind, PAGE_SIZE, READ_PAGES, Vpn, Written};
+use numerge_engine::machine::{Kind, PAGE_SIZE, PIECE_PAGES, READ_PAGES, Vpn, Written};
+use numerge_engine::{Fingerprint, Fingerprinter};
 use numerge_topology::{Nid, nodes_of_process_pages};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags, PROC_SUPER_MAGIC};
@@ -40,9 +40,8 @@ use crate::sharers::ProcessId;
 /// An address that nobody has anything at.
 const NOWHERE: u64 = i64::MAX.cast_unsigned() & !(PAGE_SIZE as u64 - 1);
 
-thread_local! {
-    static PIECE: RefCell<Vec<[u8; PAGE_SIZE]>> = const { RefCell::new(Vec::new()) };
-}
+/// Pages copied by one call: few enough to be in a CPU's innermost caches still when they are used.
+const COPIES: usize = 16;
 
 /// Why another process can't be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -158,20 +157,47 @@ impl RemoteProcess {
         runs: &[Range<Vpn>],
         each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
     ) -> io::Result<()> {
-        for runs in in_pieces(runs, READ_PAGES as u64, usize::MAX) {
+        let copy = |copies: &[_], found: &mut Vec<_>| found.extend_from_slice(copies);
+        self.read_in_pieces(runs, READ_PAGES, copy, |copy| each(&copy))
+    }
+
+    /// As [`Self::read`], but passes the pages' fingerprints.
+    ///
+    /// # Errors
+    /// As those of [`Self::read`].
+    pub fn fingerprints(
+        &self,
+        runs: &[Range<Vpn>],
+        prints: &Arc<Fingerprinter>,
+        each: &mut dyn FnMut(Fingerprint),
+    ) -> io::Result<()> {
+        let prints = Arc::clone(prints);
+        let print = move |copies: &[[u8; PAGE_SIZE]], found: &mut Vec<_>| {
+            found.extend(copies.iter().map(|content| prints.of(content)));
+        };
+        self.read_in_pieces(runs, PIECE_PAGES, print, each)
+    }
+
+    /// Passes to `each` what `take` has taken of copies of the pages, so many pages by one look.
+    fn read_in_pieces<T: Send + 'static>(
+        &self,
+        runs: &[Range<Vpn>],
+        pages: usize,
+        take: impl Fn(&[[u8; PAGE_SIZE]], &mut Vec<T>) + Clone + Send + 'static,
+        mut each: impl FnMut(T),
+    ) -> io::Result<()> {
+        for runs in in_pieces(runs, pages as u64, usize::MAX) {
             let wanted = size(runs.iter().map(count).sum());
-            // Not borrowed while `each` is called, which may read pages itself.
-            let mut piece = PIECE.take();
             let (memory, pagemap) = (Arc::clone(&self.memory), Arc::clone(&self.pagemap));
+            let take = take.clone();
             let look = move || {
-                piece.resize(piece.len().max(wanted), [0; PAGE_SIZE]);
-                let got = read_own(&memory, &pagemap, &runs, &mut piece);
-                (piece, got)
+                let mut found = Vec::with_capacity(wanted);
+                let read = read_own(&memory, &pagemap, &runs, |copies| take(copies, &mut found));
+                read.map(|()| found)
             };
-            let (piece, got) = self.looks.look(look)?;
-            let got = unless_gone(got, || 0)?;
-            piece[..got].iter().for_each(&mut *each);
-            PIECE.set(piece);
+            let found = unless_gone(self.looks.look(look)?, Vec::new)?;
+            let got = found.len();
+            found.into_iter().for_each(&mut each);
             if got < wanted {
                 break;
             }
@@ -313,23 +339,31 @@ impl RemoteProcess {
     }
 }
 
-/// Reads these pages, which fit, up to the first that is not there, or a file's; gives how many.
+/// Passes copies of pages, some at a time, up to the first that can't be read or is not the process's own.
 fn read_own(
     memory: &File,
     pagemap: &Pagemap,
     runs: &[Range<Vpn>],
-    piece: &mut [[u8; PAGE_SIZE]],
-) -> io::Result<usize> {
-    let mut got = 0;
+    mut each: impl FnMut(&[[u8; PAGE_SIZE]]),
+) -> io::Result<()> {
+    let mut copies = [[0; PAGE_SIZE]; COPIES];
     for run in runs {
         let own = pagemap.first_own(address(run.start)..address(run.end))?;
-        let read = read_pages(memory, run.start, &mut piece[got..got + size(own)]);
-        got += read;
-        if read < size(count(run)) {
+        let mut done = 0;
+        while done < own {
+            let some = &mut copies[..size(own - done).min(COPIES)];
+            let got = read_pages(memory, run.start.plus(done), some);
+            each(&some[..got]);
+            if got < some.len() {
+                return Ok(());
+            }
+            done += got as u64;
+        }
+        if own < count(run) {
             break;
         }
     }
-    Ok(got)
+    Ok(())
 }
 
 /// Whether there is no memory behind this file any more.

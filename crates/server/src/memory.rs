@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use numerge_engine::machine::{
     Kind, Mappings, Memory, MemoryError, Outcome, PAGE_SIZE, Run, Target, Vpn, Written,
 };
+use numerge_engine::{Fingerprint, Fingerprinter};
 use numerge_linux::{FramePools, FrameSource, RemoteProcess, in_pieces, mappings_limit};
 use numerge_protocol::limits::{FILE_PAGES, MERGE_RUNS, UNMERGE_PAGES, UNMERGE_RANGES};
 use numerge_protocol::{self as protocol, Errno, SendError, Sequence, ToClient, Unmerged};
@@ -229,6 +230,22 @@ impl RemoteMemory {
         }
     }
 
+    /// The pages before the first that is gone.
+    fn readable(&self, runs: &[Range<Vpn>]) -> Vec<Range<Vpn>> {
+        let live = self.book().live_in(runs);
+        if live.iter().map(count).sum::<u64>() < runs.iter().map(count).sum() {
+            up_to_the_first_gap(runs, live)
+        } else {
+            live
+        }
+    }
+
+    /// What was to be read is reported anew.
+    fn not_read(&self, runs: &[Range<Vpn>], error: io::Error) -> MemoryError {
+        self.book().look_anew(runs);
+        system("read a client's memory")(error)
+    }
+
     fn send_unmerge(
         &self,
         book: &mut Book,
@@ -376,15 +393,17 @@ impl Memory for RemoteMemory {
         runs: &[Range<Vpn>],
         each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
     ) -> Result<(), MemoryError> {
-        let wanted: u64 = runs.iter().map(count).sum();
-        let mut live = self.book().live_in(runs);
-        if live.iter().map(count).sum::<u64>() < wanted {
-            live = up_to_the_first_gap(runs, live);
-        }
-        self.process.read(&live, each).map_err(|error| {
-            self.book().look_anew(runs);
-            system("read a client's memory")(error)
-        })
+        self.process.read(&self.readable(runs), each).map_err(|error| self.not_read(runs, error))
+    }
+
+    fn fingerprints(
+        &self,
+        runs: &[Range<Vpn>],
+        prints: &Arc<Fingerprinter>,
+        each: &mut dyn FnMut(Fingerprint),
+    ) -> Result<(), MemoryError> {
+        let found = self.process.fingerprints(&self.readable(runs), prints, each);
+        found.map_err(|error| self.not_read(runs, error))
     }
 
     fn merge(&self, runs: &[Run], out: &mut Vec<Outcome>) {
