@@ -1,7 +1,7 @@
 //! How much memory merging gives back while guests run, and how soon: this machine's ksmd, or a numerge
 //! that is there already and does not scan yet.
 //!
-//! `tools/demo` runs this inside `tools/guests`, once for each.
+//! `perf/guests` and `tools/demo` run this inside `tools/guests`, once for each.
 
 use std::io;
 use std::path::PathBuf;

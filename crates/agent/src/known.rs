@@ -51,9 +51,8 @@ pub(crate) fn may_concern(pages: &Range<Vpn>) -> bool {
 
 /// All known pages, from the first to the last.
 pub(crate) fn hull() -> Range<Vpn> {
-    // Relaxed: whoever may know an address of the program's got it after the store, by means of the
-    // program's own; or see the module.
-    Vpn(HULL_START.load(Ordering::Relaxed))..Vpn(HULL_END.load(Ordering::Relaxed))
+    // SeqCst: as in Passing::begin().
+    Vpn(HULL_START.load(Ordering::SeqCst))..Vpn(HULL_END.load(Ordering::SeqCst))
 }
 
 /// Pages are known from now on. Only by who holds the lock.
@@ -62,9 +61,10 @@ pub(crate) fn hull() -> Range<Vpn> {
 /// If there is no memory to remember them.
 pub(crate) fn know(pages: &Range<Vpn>) -> Result<(), OutOfMemory> {
     KNOWN.insert(pages)?;
-    HULL_START.fetch_min(pages.start.0, Ordering::Relaxed); // see hull()
-    HULL_END.fetch_max(pages.end.0, Ordering::Relaxed); // see hull()
-    // With the fence in disown().
+    // Relaxed, both: ordered by the fence.
+    HULL_START.fetch_min(pages.start.0, Ordering::Relaxed);
+    HULL_END.fetch_max(pages.end.0, Ordering::Relaxed);
+    // With the fence in disown(), and with Passing::begin().
     fence(Ordering::SeqCst);
     Ok(())
 }
@@ -160,10 +160,10 @@ impl Passing {
         let here = 0_u8;
         let place = (&raw const here).addr() >> 16;
         let lane = &LANES[(place ^ (place >> 6)) % LANE_COUNT];
-        lane.0.fetch_add(1, Ordering::Relaxed); // ordered by the fence
-        // With the fence in all_have_passed(): if that does not see this call, this call sees all that was
-        // known before.
-        fence(Ordering::SeqCst);
+        // SeqCst, as all loads that ask what is known, and so without a fence, which costs more than they: a load
+        // that does not see what know() has stored comes before the fence there in the one order of all of them, and
+        // this before it, so that all_have_passed(), after the fence, sees this call.
+        lane.0.fetch_add(1, Ordering::SeqCst);
         Self(lane)
     }
 }
@@ -186,7 +186,7 @@ pub(crate) fn unless_known(pages: &Range<Vpn>, call: impl FnOnce() -> Answer) ->
 /// Whether all calls are over that may not have seen what is known by now. Looks `tries` times, for a
 /// call takes microseconds where it does not take long.
 pub(crate) fn all_have_passed(tries: u32) -> bool {
-    // With the fence of who begins a call.
+    // With Passing::begin().
     fence(Ordering::SeqCst);
     LANES.iter().all(|lane| {
         // Who comes into a lane after this does no harm, so each need be empty but once.

@@ -5,7 +5,8 @@
 //! A chunk's bits, once there, stay as long as the process.
 //!
 //! Single pages are set and cleared by relaxed operations. Who concludes from the pages of one set
-//! something about another puts a [`fence`](std::sync::atomic::fence) between: see [`crate::known`].
+//! something about another puts a [`fence`](std::sync::atomic::fence) between; pages are asked for by sequentially
+//! consistent loads, so that another such operation before will do there: see [`crate::known`].
 
 use std::iter;
 use std::ops::Range;
@@ -116,8 +117,8 @@ impl PageSet {
         for part in parts(pages) {
             let beyond = AtomicPtr::default();
             let chunk = self.chunks.get(part.chunk).unwrap_or(&beyond);
-            // Acquire: with the release in `of`, that the bits are there.
-            let found = chunk.load(Ordering::Acquire);
+            // SeqCst: also with the release in `of`, that the bits are there.
+            let found = chunk.load(Ordering::SeqCst);
             let same = if found.is_null() { Some(0) } else { None };
             let same = if found == whole() { Some(u64::MAX) } else { same };
             match same {
@@ -127,7 +128,7 @@ impl PageSet {
                     // SAFETY: neither null nor the mark, so a chunk's bits, which stay.
                     let bits = unsafe { &*found };
                     for (word, mask) in part.words() {
-                        let other = (bits[word].load(Ordering::Relaxed) ^ all) & mask;
+                        let other = (bits[word].load(Ordering::SeqCst) ^ all) & mask;
                         if other != 0 {
                             let first = part.chunk as u64 * CHUNK_PAGES + word as u64 * BITS;
                             return Some(Vpn(first + u64::from(other.trailing_zeros())));

@@ -173,7 +173,7 @@ impl Core {
         merges: Vec<Merge>,
     ) -> Vec<Candidate> {
         self.tally.attempted.add(merges.len() as u64);
-        let planned = plan(world, &self.late, merges);
+        let planned = plan(world, &self.late, self.clock.now_ms(), merges);
         planned.errors.into_iter().for_each(|error| self.report(error));
         record_over_budget(self, world, reader, &planned.over_budget);
         let outcomes = vec![Outcome::Deferred; planned.deferred.len()];

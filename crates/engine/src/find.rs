@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::core::Core;
 use crate::judge::Candidate;
 use crate::knobs::Knob;
-use crate::machine::PIECE_PAGES;
+use crate::piece::piece_pages;
 use crate::shard::Shard;
 use crate::world::World;
 
@@ -229,8 +229,9 @@ impl Finder<'_> {
             .filter_map(|leftover| Some((leftover.partner?, leftover)))
             .collect();
         partners.sort_unstable_by_key(|(page, _)| *page);
+        let together = piece_pages(self.core, partners.len());
         self.core.pool(shard.node()).install(|| {
-            partners.par_chunks_mut(PIECE_PAGES).for_each(|some| {
+            partners.par_chunks_mut(together).for_each(|some| {
                 let pages: Vec<PageId> = some.iter().map(|(page, _)| *page).collect();
                 let found = self.world.fingerprints(&pages, &self.core.prints);
                 for ((page, leftover), found) in some.iter_mut().zip(found) {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::core::Core;
 use crate::knobs::Knob;
-use crate::machine::Kind;
+use crate::machine::{Kind, READ_PAGES};
 use crate::piece::{Piece, cut};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
@@ -193,7 +193,9 @@ impl Judge<'_> {
             return;
         }
         let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
-        if let Err(error) = region.program.memory.kinds(&piece.runs(0), &mut kinds) {
+        if let Err(error) =
+            region.program.memory.kinds(&piece.runs(0..piece.pages.len()), &mut kinds)
+        {
             self.core.report(error);
             merged.iter().for_each(|(at, _)| region.pending.add(piece.pages[*at]));
             return;
@@ -257,22 +259,23 @@ impl Judge<'_> {
         let tree = self.world.unstable(self.core.tree_of(piece.node.unwrap_or(self.node)));
         let pages = piece.pages.iter().map(|index| piece.region.page(*index));
         tree.prefetch_removal(&self.world.pages, pages);
-        let mut at = 0;
+        let (mut at, mut most) = (0, piece.pages.len());
         while at < piece.pages.len() {
+            let end = piece.pages.len().min(at + most);
             let (memory, prints) = (&piece.region.program.memory, &self.core.prints);
-            let read = memory.fingerprints(&piece.runs(at), prints, &mut |found| {
+            let read = memory.fingerprints(&piece.runs(at..end), prints, &mut |found| {
                 self.written(piece, at, found, judged);
                 at += 1;
             });
             if let Err(error) = read {
                 self.core.report(error);
                 // Also those that are gone before they are reported.
-                piece.pages[at..].iter().for_each(|index| piece.region.pending.add(*index));
-                return;
-            }
-            if at < piece.pages.len() {
+                piece.pages[at..end].iter().for_each(|index| piece.region.pending.add(*index));
+                at = end;
+            } else if at < end {
                 self.vanished(piece, at);
-                at += 1;
+                // Where one can't be read there may be many.
+                (at, most) = (at + 1, READ_PAGES);
             }
         }
     }
@@ -373,7 +376,9 @@ impl Judge<'_> {
     /// Reads pages of which nothing is known, as after an unmerging of everything, if there is anything.
     fn anew(&mut self, piece: &Piece<'_>, judged: &mut Judged) {
         let (region, mut kinds) = (piece.region, Vec::with_capacity(piece.pages.len()));
-        if let Err(error) = region.program.memory.kinds(&piece.runs(0), &mut kinds) {
+        if let Err(error) =
+            region.program.memory.kinds(&piece.runs(0..piece.pages.len()), &mut kinds)
+        {
             self.core.report(error);
             piece.pages.iter().for_each(|index| region.pending.add(*index));
             return;

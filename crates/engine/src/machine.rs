@@ -115,10 +115,10 @@ pub enum MemoryError {
 }
 
 /// Pages whose copies the engine wants by one call, so that they are in a CPU's own cache still when they are used.
-pub const READ_PAGES: usize = 64;
+pub const READ_PAGES: usize = 16;
 
-/// Pages that the engine looks at together, of which nearly none is copied: as many as make it cheap for a machine to
-/// hand a call over to another thread.
+/// Most pages that the engine looks at together, of which nearly none is copied: as many as make it cheap for a machine
+/// to hand a call over to another thread.
 pub const PIECE_PAGES: usize = 512;
 
 /// How many mappings a program has, and how many it may have (`vm.max_map_count`).

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use numerge_stable_tree::Record;
 
 use crate::core::Core;
-use crate::machine::{Kind, PIECE_PAGES, Vpn};
+use crate::machine::{Kind, PIECE_PAGES, READ_PAGES, Vpn};
 use crate::region::Region;
 use crate::scan::{Look, Reason};
 use crate::world::World;
@@ -30,9 +30,9 @@ impl<'a> Piece<'a> {
         &self.records[index]
     }
 
-    /// The piece's pages from the one at `from` on, adjacent ones together.
-    pub(crate) fn runs(&self, from: usize) -> Vec<Range<Vpn>> {
-        self.region.runs(&self.pages[from..])
+    /// The piece's pages at these places, adjacent ones together.
+    pub(crate) fn runs(&self, places: Range<usize>) -> Vec<Range<Vpn>> {
+        self.region.runs(&self.pages[places])
     }
 }
 
@@ -63,9 +63,17 @@ fn nodes_of(core: &Core, looks: &[Look]) -> Vec<Option<u16>> {
     nodes
 }
 
+/// How many of these pages to look at together, so that there is something to do for all threads.
+pub(crate) fn piece_pages(core: &Core, pages: usize) -> usize {
+    let threads: usize = core.shards.iter().map(|shard| shard.threads()).sum();
+    (pages / (4 * threads)).clamp(READ_PAGES, PIECE_PAGES)
+}
+
 /// Cuts looks into pieces. Looks at single pages are put together, for a call costs more than a page.
 pub(crate) fn cut<'a>(core: &Core, world: &'a World, looks: &'a [Look]) -> Vec<Piece<'a>> {
-    let mut nodes = nodes_of(core, looks).into_iter();
+    let nodes = nodes_of(core, looks);
+    let most = piece_pages(core, nodes.len());
+    let mut nodes = nodes.into_iter();
     let mut pieces: Vec<Piece<'_>> = Vec::new();
     // The piece of each node, and the one of pages without, that may still grow.
     let mut growing: Vec<Option<usize>> = vec![None; core.nids.len() + 1];
@@ -78,7 +86,7 @@ pub(crate) fn cut<'a>(core: &Core, world: &'a World, looks: &'a [Look]) -> Vec<P
                 Some(last)
                     if Arc::ptr_eq(last.region, region)
                         && last.reason == reason
-                        && last.pages.len() < PIECE_PAGES =>
+                        && last.pages.len() < most =>
                 {
                     last.pages.push(page);
                 }

@@ -27,7 +27,7 @@ pub(crate) struct Planned {
 }
 
 /// Cuts merges into runs: pages side by side in one region, mapped to frames side by side.
-pub(crate) fn plan(world: &World, late: &Late, mut merges: Vec<Merge>) -> Planned {
+pub(crate) fn plan(world: &World, late: &Late, now_ms: u32, mut merges: Vec<Merge>) -> Planned {
     merges.sort_unstable_by_key(|merge| merge.page);
     let mut by_program: Vec<(Arc<Program>, Vec<&[Merge]>)> = Vec::new();
     for run in merges.chunk_by(|a, b| follows(world, a, b)) {
@@ -42,7 +42,8 @@ pub(crate) fn plan(world: &World, late: &Late, mut merges: Vec<Merge>) -> Planne
         // Pages mapped to the page of zeros stay in the mapping they are in.
         let wanted = runs.iter().filter(|run| run[0].kpfn.is_some()).count() as u64;
         let late = || late.runs_of(world, &program);
-        let Leave::Runs(allowed) = program.take_runs(wanted, late, &mut planned.errors) else {
+        let leave = program.take_runs(wanted, now_ms, late, &mut planned.errors);
+        let Leave::Runs(allowed) = leave else {
             planned.deferred.extend(runs.iter().copied().flatten());
             continue;
         };

@@ -15,17 +15,17 @@ use crate::machine::{Mappings, Memory, MemoryError};
 /// Mappings that a run may add: what it lies in is cut in three.
 pub(crate) const MAPPINGS_A_RUN: u64 = 2;
 
-/// How often in a row a program's mappings may be uncountable for the moment before it counts as one that has
-/// too many: it may be for ever, and what is only deferred is tried in each pass and waited for.
-const DEFERRALS: u32 = 3;
+/// How long a program's mappings may get no answer before it counts as one that has too many: it may be for ever,
+/// and what is only deferred is tried in each pass and waited for. Milliseconds.
+const UNCOUNTED_MS: u32 = 4000;
 
 #[derive(Default)]
 struct Ledger {
     counted: Option<Mappings>,
     /// What runs may have added since.
     added: u64,
-    /// Counts in a row that got no answer.
-    unanswered: u32,
+    /// Since when counts got no answer, by the engine's clock.
+    uncounted_ms: Option<u32>,
 }
 
 /// How many of the runs that it wants a program may have.
@@ -101,10 +101,12 @@ impl Program {
     }
 
     /// Takes leave to merge up to `wanted` runs. `late` counts those that the program has leave for and may map
-    /// at any moment. Where its mappings can't be counted, the room left by the last count is all there is.
+    /// at any moment. Where its mappings can't be counted, and that is not to change soon, the room left by the last
+    /// count is all there is.
     pub(crate) fn take_runs(
         &self,
         wanted: u64,
+        now_ms: u32,
         late: impl FnOnce() -> u64,
         errors: &mut Vec<MemoryError>,
     ) -> Leave {
@@ -113,16 +115,16 @@ impl Program {
             // Counted first: what is mapped in between counts twice, and never not at all.
             let added = late() * MAPPINGS_A_RUN;
             match self.memory.mappings() {
-                Ok(counted) => *ledger = Ledger { counted: Some(counted), added, unanswered: 0 },
+                Ok(counted) => {
+                    *ledger = Ledger { counted: Some(counted), added, uncounted_ms: None }
+                }
                 Err(error) => {
                     let is_passing = matches!(error, MemoryError::NoAnswer);
                     errors.push(error);
-                    ledger.unanswered += 1;
-                    if is_passing && ledger.unanswered <= DEFERRALS {
+                    let since = *ledger.uncounted_ms.get_or_insert(now_ms);
+                    if is_passing && now_ms.wrapping_sub(since) < UNCOUNTED_MS {
                         return Leave::Later;
                     }
-                    // From now on, until it can be counted.
-                    ledger.unanswered = DEFERRALS;
                 }
             }
         }

@@ -70,6 +70,10 @@ impl Shard {
         Ok(shard)
     }
 
+    pub(crate) const fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// Its node, as an index into the engine's nodes.
     pub(crate) fn node(&self) -> u16 {
         u16::try_from(self.index).expect("checked when the engine was built")

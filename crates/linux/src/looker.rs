@@ -183,7 +183,8 @@ pub(crate) fn call<T: Send + 'static>(
     while matches!(found, Err(RecvTimeoutError::Timeout)) && Instant::now() < last {
         let Some(left) = looker.cpu_time_left(most) else { break };
         // However little that is, it is asked for seldom.
-        found = answered.recv_timeout(left.max(most / LONGER));
+        let left = left.max(most / LONGER).min(last.saturating_duration_since(Instant::now()));
+        found = answered.recv_timeout(left);
     }
     let found = found.map_err(|_| io::ErrorKind::TimedOut)?;
     LOOKER.set(Some(looker));

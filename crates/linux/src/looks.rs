@@ -20,6 +20,8 @@ const WAIT: Duration = Duration::from_millis(250);
 /// A look may be blocked for so long before it counts: a program that maps memory has its mappings locked
 /// for short times, often.
 const USUAL: Duration = Duration::from_micros(200);
+/// And so for each so many pages that it reads.
+const USUAL_PAGES: usize = 64;
 /// What looks were blocked for is forgotten in so many times that time.
 const SLOWER: u32 = 8;
 
@@ -150,19 +152,33 @@ impl Looks {
         &self,
         look: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        self.look_for(WAIT, look)
+        self.look_for(WAIT, USUAL, look)
+    }
+
+    /// The same where `look` wants the process's memory so often: each time it may be blocked a little.
+    ///
+    /// # Errors
+    /// As those of [`Self::look`].
+    pub(crate) fn look_at<T: Send + 'static>(
+        &self,
+        pages: usize,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let times = u32::try_from(pages.div_ceil(USUAL_PAGES)).unwrap_or(u32::MAX);
+        self.look_for(WAIT, USUAL.saturating_mul(times.max(1)), look)
     }
 
     fn look_for<T: Send + 'static>(
         &self,
         most: Duration,
+        usual: Duration,
         look: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
         let under_way = self.begin(Duration::ZERO)?;
         let number = under_way.number;
         let run = move |began: &Began| {
             let found = look();
-            under_way.spend(began.at, began.blocked(USUAL));
+            under_way.spend(began.at, began.blocked(usual));
             drop(under_way);
             found
         };
@@ -238,14 +254,17 @@ mod tests {
         let looks = looks();
         let (release, held) = channel::<()>();
         let short = Duration::from_millis(1);
-        assert_eq!(kind(looks.look_for(short, move || held.recv())), io::ErrorKind::TimedOut);
-        assert_eq!(kind(looks.look_for(LONG, || 5)), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            kind(looks.look_for(short, USUAL, move || held.recv())),
+            io::ErrorKind::TimedOut
+        );
+        assert_eq!(kind(looks.look_for(LONG, USUAL, || 5)), io::ErrorKind::WouldBlock);
         drop(release);
         let began = Instant::now();
         while !looks.shared.state().under_way.is_empty() && began.elapsed() < LONG {
             std::thread::sleep(short);
         }
-        assert_eq!(looks.look_for(LONG, || 5).expect("a thread"), 5);
+        assert_eq!(looks.look_for(LONG, USUAL, || 5).expect("a thread"), 5);
     }
 
     #[test]
@@ -253,14 +272,14 @@ mod tests {
         let me = ProcessId::of(std::process::id()).expect("stat");
         let (first, second) = (Looks::at(me), Looks::at(me));
         let (release, held) = channel::<()>();
-        let late = first.look_for(Duration::from_millis(1), move || held.recv());
+        let late = first.look_for(Duration::from_millis(1), USUAL, move || held.recv());
         assert_eq!(kind(late), io::ErrorKind::TimedOut);
-        assert_eq!(kind(second.look_for(LONG, || 5)), io::ErrorKind::WouldBlock);
-        assert_eq!(kind(Looks::at(me).look_for(LONG, || 5)), io::ErrorKind::WouldBlock);
+        assert_eq!(kind(second.look_for(LONG, USUAL, || 5)), io::ErrorKind::WouldBlock);
+        assert_eq!(kind(Looks::at(me).look_for(LONG, USUAL, || 5)), io::ErrorKind::WouldBlock);
         drop(release);
         first.close();
-        assert_eq!(kind(first.look_for(LONG, || 5)), io::ErrorKind::WouldBlock, "closed");
-        assert_eq!(second.look_for(LONG, || 5).expect("not closed"), 5);
+        assert_eq!(kind(first.look_for(LONG, USUAL, || 5)), io::ErrorKind::WouldBlock, "closed");
+        assert_eq!(second.look_for(LONG, USUAL, || 5).expect("not closed"), 5);
     }
 
     /// Until they give up; what is blocked after that keeps nobody.
@@ -273,7 +292,7 @@ mod tests {
             let before = looker::thread_cpu_time();
             while looker::thread_cpu_time() - before < WAIT {}
         };
-        assert_eq!(kind(looks.look_for(WAIT / 2, block_and_work)), io::ErrorKind::TimedOut);
+        assert_eq!(kind(looks.look_for(WAIT / 2, USUAL, block_and_work)), io::ErrorKind::TimedOut);
         let shared = Arc::clone(&looks.shared);
         looks.close();
         assert!((WAIT / 8..WAIT).contains(&shared.state().patience.spent));
@@ -284,12 +303,12 @@ mod tests {
         let looks = looks();
         let (release, held) = channel::<()>();
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| looks.look_for(LONG, move || held.recv()));
+            let first = scope.spawn(|| looks.look_for(LONG, USUAL, move || held.recv()));
             let began = Instant::now();
             while looks.shared.state().under_way.is_empty() && began.elapsed() < LONG {
                 std::thread::yield_now();
             }
-            assert_eq!(looks.look_for(LONG, || 5).expect("a thread"), 5);
+            assert_eq!(looks.look_for(LONG, USUAL, || 5).expect("a thread"), 5);
             drop(release);
             assert!(first.join().expect("no panic").is_ok());
         });
@@ -299,7 +318,8 @@ mod tests {
     fn s6_being_blocked_is_limited_in_all() {
         let looks = looks();
         let block = || std::thread::sleep(WAIT / 4);
-        let blocked = (0..8).map(|_| looks.look_for(LONG, block)).filter(Result::is_ok).count();
+        let blocked =
+            (0..8).map(|_| looks.look_for(LONG, USUAL, block)).filter(Result::is_ok).count();
         assert!((3..8).contains(&blocked), "{blocked} times");
         assert!(looks.begin(Duration::ZERO).is_err());
         assert!(looks.begin(WAIT * SLOWER).is_ok(), "it comes back");
@@ -336,7 +356,7 @@ mod tests {
             let before = looker::thread_cpu_time();
             while looker::thread_cpu_time() - before < WAIT {}
         };
-        looks.look_for(LONG, work).expect("a thread");
+        looks.look_for(LONG, USUAL, work).expect("a thread");
         assert!(looks.begin(Duration::ZERO).is_ok());
     }
 }

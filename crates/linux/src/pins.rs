@@ -183,6 +183,11 @@ fn share_files(one: i32, other: i32) -> bool {
     one == other || unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
 }
 
+/// Whether a thread has ended, by its directory in /proc.
+fn has_ended(thread: BorrowedFd<'_>) -> bool {
+    matches!(open_at(thread, c"fd"), Err(Errno::NOENT | Errno::SRCH))
+}
+
 /// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
 fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) -> Option<Pins> {
     let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
@@ -223,9 +228,14 @@ fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) 
             is_first,
         };
         let found = match rustix::fs::readlinkat_raw(&directory, file.name, &mut target) {
-            Ok((target, _)) => pins_of(&file, target),
+            Ok((target, _)) => match pins_of(&file, target) {
+                Pins::ByDevices if file.is_closed() => Pins::None,
+                found => found,
+            },
             // Closed since it was listed.
             Err(Errno::NOENT) => Pins::None,
+            // Of a thread that has ended the kernel says EACCES.
+            Err(_) if !is_first && has_ended(process) => break,
             Err(_) => Pins::ByDevices,
         };
         worst = worst.max(found);
@@ -334,6 +344,13 @@ fn kvm() -> Pins {
 }
 
 impl ProcessFile<'_> {
+    /// Whether it was closed since, so that what was found out of it may be wrong.
+    fn is_closed(&self) -> bool {
+        let mut target = [MaybeUninit::uninit(); 1];
+        let found = rustix::fs::readlinkat_raw(self.directory, self.name, &mut target);
+        found.is_err_and(|error| error == Errno::NOENT)
+    }
+
     /// Whether a socket is not of a kind that is known to pin no buffers to write to (as AF_XDP and RDS do
     /// for long, and AF_ALG for the time of a call), or can't be asked.
     fn is_pinning_socket(&self) -> bool {

@@ -158,7 +158,7 @@ impl RemoteProcess {
         each: &mut dyn FnMut(&[u8; PAGE_SIZE]),
     ) -> io::Result<()> {
         let copy = |copies: &[_], found: &mut Vec<_>| found.extend_from_slice(copies);
-        self.read_in_pieces(runs, READ_PAGES, copy, |copy| each(&copy))
+        self.read_in_pieces(runs, READ_PAGES, copy, each)
     }
 
     /// As [`Self::read`], but passes the pages' fingerprints.
@@ -175,7 +175,7 @@ impl RemoteProcess {
         let print = move |copies: &[[u8; PAGE_SIZE]], found: &mut Vec<_>| {
             found.extend(copies.iter().map(|content| prints.of(content)));
         };
-        self.read_in_pieces(runs, PIECE_PAGES, print, each)
+        self.read_in_pieces(runs, PIECE_PAGES, print, &mut |found: &Fingerprint| each(*found))
     }
 
     /// Passes to `each` what `take` has taken of copies of the pages, so many pages by one look.
@@ -184,7 +184,7 @@ impl RemoteProcess {
         runs: &[Range<Vpn>],
         pages: usize,
         take: impl Fn(&[[u8; PAGE_SIZE]], &mut Vec<T>) + Clone + Send + 'static,
-        mut each: impl FnMut(T),
+        each: &mut dyn FnMut(&T),
     ) -> io::Result<()> {
         for runs in in_pieces(runs, pages as u64, usize::MAX) {
             let wanted = size(runs.iter().map(count).sum());
@@ -195,10 +195,9 @@ impl RemoteProcess {
                 let read = read_own(&memory, &pagemap, &runs, |copies| take(copies, &mut found));
                 read.map(|()| found)
             };
-            let found = unless_gone(self.looks.look(look)?, Vec::new)?;
-            let got = found.len();
-            found.into_iter().for_each(&mut each);
-            if got < wanted {
+            let found = unless_gone(self.looks.look_at(wanted, look)?, Vec::new)?;
+            found.iter().for_each(&mut *each);
+            if found.len() < wanted {
                 break;
             }
         }
@@ -346,11 +345,14 @@ fn read_own(
     runs: &[Range<Vpn>],
     mut each: impl FnMut(&[[u8; PAGE_SIZE]]),
 ) -> io::Result<()> {
-    let mut copies = [[0; PAGE_SIZE]; COPIES];
+    let mut copies = Vec::new();
     for run in runs {
         let own = pagemap.first_own(address(run.start)..address(run.end))?;
         let mut done = 0;
         while done < own {
+            if copies.is_empty() {
+                copies = vec![[0; PAGE_SIZE]; COPIES];
+            }
             let some = &mut copies[..size(own - done).min(COPIES)];
             let got = read_pages(memory, run.start.plus(done), some);
             each(&some[..got]);

@@ -62,15 +62,15 @@ fn s4_2_nodes_with_nothing_to_do_help_others_only_if_that_is_wanted() {
     for help_other_nodes in [false, true] {
         let options =
             EngineOptions { background: false, help_other_nodes, ..EngineOptions::default() };
-        let bed = Bed::with(3, 900, options);
-        bed.write_on(0..900, 5, NIDS[0]);
+        let bed = Bed::with(3, 300, options);
+        bed.write_on(0..300, 5, NIDS[0]);
         bed.scan(1);
         let [(here, remote), (0, 0), (0, 0)] = scanned(&bed)[..] else {
             panic!("{:?}", scanned(&bed))
         };
-        assert_eq!(here + remote, 900);
+        assert_eq!(here + remote, 300);
         assert_eq!(remote > 0, help_other_nodes);
-        assert_eq!(figures(&bed.scan(1)), [4, 896, 0, 1, 4]);
+        assert_eq!(figures(&bed.scan(1)), [2, 298, 0, 1, 2]);
     }
 }
 

@@ -1,10 +1,11 @@
 //! A machine and an engine for what happens between two shards.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use numerge_engine::in_memory::Machine;
 use numerge_engine::machine::{Memory, Vpn};
-use numerge_engine::{Engine, EngineOptions, Knob, RegionHandle};
+use numerge_engine::{Clock, Engine, EngineOptions, Knob, RegionHandle};
 
 use crate::bed::{NIDS, topology};
 use crate::script::{Scripted, scripted};
@@ -15,13 +16,16 @@ pub(crate) struct Two {
     pub(crate) memory: Arc<Scripted>,
     pub(crate) engine: Arc<Engine>,
     pub(crate) regions: [RegionHandle; 2],
+    clock: Arc<AtomicU32>,
 }
 
 impl Two {
     pub(crate) fn new() -> Self {
         let machine = Machine::new(topology(2), 300);
         let memory = scripted(&machine);
-        let options = EngineOptions { background: false, ..EngineOptions::default() };
+        let clock = Arc::new(AtomicU32::new(0));
+        let time = Clock::Manual(Arc::clone(&clock));
+        let options = EngineOptions { background: false, clock: time, ..EngineOptions::default() };
         let engine = Arc::new(Engine::new(memory.clone(), machine.clone(), options).unwrap());
         engine.set(Knob::PagesToScan, 1_000_000).unwrap();
         let regions = [0, 1].map(|node| {
@@ -30,7 +34,7 @@ impl Two {
             let memory: Arc<dyn Memory> = memory.clone();
             engine.register(&memory, Vpn(start)..Vpn(start + 100)).unwrap()
         });
-        Self { machine, memory, engine, regions }
+        Self { machine, memory, engine, regions, clock }
     }
 
     pub(crate) fn write(&self, page: u64, content: u64) {
@@ -39,6 +43,10 @@ impl Two {
 
     pub(crate) fn scan(&self, node: usize) {
         self.engine.scan_node(NIDS[node]);
+    }
+
+    pub(crate) fn wait(&self, milliseconds: u32) {
+        self.clock.fetch_add(milliseconds, Ordering::SeqCst);
     }
 
     /// That what is recorded is what is.

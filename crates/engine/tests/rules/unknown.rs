@@ -67,19 +67,36 @@ fn s3_4_a_program_whose_mappings_can_not_be_counted_is_not_tried_in_each_pass() 
     two.end();
 }
 
-/// It may have them locked for a moment.
+/// It may have them locked for a moment, while others are counted.
 #[test]
-fn s3_4_a_program_whose_mappings_are_not_told_at_once_is_asked_again_in_the_next_passes() {
-    for (times, tries, is_merged) in [(1, 2, true), (3, 4, true), (u64::MAX, 4, false)] {
+fn s3_4_a_program_whose_mappings_are_not_told_at_once_is_asked_again_for_some_seconds() {
+    // Two looks, and then a try each second.
+    for (times, tries) in [(1, 2), (3, 4), (u64::MAX, 5)] {
         let two = Two::new();
         [5, 6].iter().for_each(|page| two.write(*page, 50));
         two.memory.no_answer(Before, Call::Mappings, 0..1, times);
-        (0..12).for_each(|_| two.scan(0));
+        for _ in 0..12 {
+            two.scan(0);
+            two.wait(1000);
+        }
         assert_eq!(two.engine.progress().attempted, 2 * tries, "{times} times");
-        assert_eq!(two.machine.frame_of(Vpn(5)).is_some(), is_merged, "{times} times");
+        assert_eq!(two.machine.frame_of(Vpn(5)).is_some(), times <= 3, "{times} times");
         assert!(!two.engine.take_errors().is_empty());
         two.check();
         two.memory.clear();
         two.end();
     }
+}
+
+/// However many batches that concerns.
+#[test]
+fn s3_4_what_is_deferred_does_not_use_up_a_programs_time() {
+    let two = Two::new();
+    [5, 6].iter().for_each(|page| two.write(*page, 50));
+    two.memory.no_answer(Before, Call::Mappings, 0..1, 20);
+    (0..30).for_each(|_| two.scan(0));
+    assert!(two.machine.frame_of(Vpn(5)).is_some());
+    two.check();
+    assert_eq!(two.memory.clear(), 0);
+    two.end();
 }
