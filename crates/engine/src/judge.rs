@@ -259,7 +259,7 @@ impl Judge<'_> {
         let tree = self.world.unstable(self.core.tree_of(piece.node.unwrap_or(self.node)));
         let pages = piece.pages.iter().map(|index| piece.region.page(*index));
         tree.prefetch_removal(&self.world.pages, pages);
-        let (mut at, mut most) = (0, piece.pages.len());
+        let (mut at, mut most, mut is_told) = (0, piece.pages.len(), false);
         while at < piece.pages.len() {
             let end = piece.pages.len().min(at + most);
             let (memory, prints) = (&piece.region.program.memory, &self.core.prints);
@@ -268,7 +268,10 @@ impl Judge<'_> {
                 at += 1;
             });
             if let Err(error) = read {
-                self.core.report(error);
+                // Once: where one look fails, those after it mostly do.
+                if !std::mem::replace(&mut is_told, true) {
+                    self.core.report(error);
+                }
                 // Also those that are gone before they are reported.
                 piece.pages[at..end].iter().for_each(|index| piece.region.pending.add(*index));
                 at = end;

@@ -15,8 +15,9 @@ use crate::machine::{Mappings, Memory, MemoryError};
 /// Mappings that a run may add: what it lies in is cut in three.
 pub(crate) const MAPPINGS_A_RUN: u64 = 2;
 
-/// How long a program's mappings may get no answer before it counts as one that has too many: it may be for ever,
-/// and what is only deferred is tried in each pass and waited for. Milliseconds.
+/// How often in a row, and for how long, a program's mappings may get no answer before it counts as one that has too
+/// many: it may be for ever, and what is only deferred is tried in each pass and waited for. Milliseconds.
+const DEFERRALS: u32 = 3;
 const UNCOUNTED_MS: u32 = 4000;
 
 #[derive(Default)]
@@ -24,8 +25,9 @@ struct Ledger {
     counted: Option<Mappings>,
     /// What runs may have added since.
     added: u64,
-    /// Since when counts got no answer, by the engine's clock.
-    uncounted_ms: Option<u32>,
+    /// How many counts in a row got no answer, and when, by the engine's clock, the first did.
+    unanswered: u32,
+    uncounted_ms: u32,
 }
 
 /// How many of the runs that it wants a program may have.
@@ -116,13 +118,17 @@ impl Program {
             let added = late() * MAPPINGS_A_RUN;
             match self.memory.mappings() {
                 Ok(counted) => {
-                    *ledger = Ledger { counted: Some(counted), added, uncounted_ms: None }
+                    *ledger = Ledger { counted: Some(counted), added, ..Ledger::default() };
                 }
                 Err(error) => {
                     let is_passing = matches!(error, MemoryError::NoAnswer);
                     errors.push(error);
-                    let since = *ledger.uncounted_ms.get_or_insert(now_ms);
-                    if is_passing && now_ms.wrapping_sub(since) < UNCOUNTED_MS {
+                    if ledger.unanswered == 0 {
+                        ledger.uncounted_ms = now_ms;
+                    }
+                    ledger.unanswered = ledger.unanswered.saturating_add(u32::from(is_passing));
+                    let waited = now_ms.wrapping_sub(ledger.uncounted_ms);
+                    if is_passing && (ledger.unanswered <= DEFERRALS || waited < UNCOUNTED_MS) {
                         return Leave::Later;
                     }
                 }

@@ -92,24 +92,35 @@ const CACHED: [&str; 22] = [
 /// Most files that are looked through: it takes some microseconds a file. Most threads, too.
 pub(crate) const FILES: usize = 4096;
 
+/// Looks while something is closed, or a thread ends, before that counts as not to be told.
+const TRIES: u32 = 10;
+
 /// Looks through the files this process has open, if they are not too many, and through what it has mapped
 /// but for registered memory, where nothing with MAP_SHARED is. Allocates nothing.
 #[must_use]
 pub(crate) fn possible(registered: &Ranges<Attributes>) -> Pins {
-    look(registered).unwrap_or(Pins::ByDevices)
+    for _ in 0..TRIES {
+        let mut changed = false;
+        let found = look(registered, &mut changed);
+        if !changed {
+            return found.unwrap_or(Pins::ByDevices);
+        }
+    }
+    Pins::ByDevices
 }
 
-/// None if that can't be told.
-fn look(registered: &Ranges<Attributes>) -> Option<Pins> {
+/// None if that can't be told. What is closed, or a thread that ends, meanwhile changes what there is to be seen: a
+/// file may have got a number, or come to a thread, that was looked at before.
+fn look(registered: &Ranges<Attributes>, changed: &mut bool) -> Option<Pins> {
     // A thread's, for of a process whose first thread has ended nothing is told.
     let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
     let mut looked_at = 0;
-    let first = look_through(open(c"/proc/self")?.as_fd(), true, &mut looked_at)?;
+    let first = look_through(open(c"/proc/self")?.as_fd(), true, &mut looked_at, changed)?;
     if looked_at == 0 {
         // A process without any file there is; but so looks one whose first thread has ended, too.
         return None;
     }
-    let others = other_tables(&mut looked_at)?;
+    let others = other_tables(&mut looked_at, changed)?;
     Some(pinned.max(first).max(others).max(mapped(registered)?))
 }
 
@@ -144,7 +155,7 @@ fn pinned_kilobytes() -> Option<u64> {
 
 /// The worst of what is in tables that are neither the first thread's nor this one's. None if that can't be
 /// told.
-fn other_tables(looked_at: &mut usize) -> Option<Pins> {
+fn other_tables(looked_at: &mut usize, changed: &mut bool) -> Option<Pins> {
     let tasks = open(c"/proc/self/task")?;
     let mut room = [MaybeUninit::uninit(); 4096];
     let mut threads = RawDir::new(&tasks, &mut room);
@@ -166,10 +177,12 @@ fn other_tables(looked_at: &mut usize) -> Option<Pins> {
         if share_files(number, first) || share_files(number, this) {
             continue;
         }
-        // One that has ended since has none.
         match open_at(tasks.as_fd(), thread.file_name()) {
-            Ok(thread) => worst = worst.max(look_through(thread.as_fd(), false, looked_at)?),
-            Err(Errno::NOENT) => {}
+            Ok(thread) => {
+                worst = worst.max(look_through(thread.as_fd(), false, looked_at, changed)?);
+            }
+            // It has ended since.
+            Err(Errno::NOENT) => *changed = true,
             Err(_) => return None,
         }
     }
@@ -189,13 +202,19 @@ fn has_ended(thread: BorrowedFd<'_>) -> bool {
 }
 
 /// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
-fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) -> Option<Pins> {
+fn look_through(
+    process: BorrowedFd<'_>,
+    is_first: bool,
+    looked_at: &mut usize,
+    changed: &mut bool,
+) -> Option<Pins> {
     let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
         (Ok(directory), Ok(infos)) => (directory, infos),
         // The thread has ended.
         (Err(Errno::NOENT | Errno::SRCH), _) | (_, Err(Errno::NOENT | Errno::SRCH))
             if !is_first =>
         {
+            *changed = true;
             return Some(Pins::None);
         }
         _ => return None,
@@ -209,7 +228,10 @@ fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) 
         let file = match file {
             Ok(file) => file,
             // The thread has ended.
-            Err(Errno::NOENT | Errno::SRCH) if !is_first => break,
+            Err(Errno::NOENT | Errno::SRCH) if !is_first => {
+                *changed = true;
+                break;
+            }
             Err(_) => return None,
         };
         if file.file_name() == c"." || file.file_name() == c".." {
@@ -228,15 +250,21 @@ fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) 
             is_first,
         };
         let found = match rustix::fs::readlinkat_raw(&directory, file.name, &mut target) {
-            Ok((target, _)) => match pins_of(&file, target) {
-                Pins::ByDevices if file.is_closed() => Pins::None,
-                found => found,
-            },
+            Ok((target, _)) => {
+                let found = pins_of(&file, target);
+                *changed |= found != Pins::None && file.is_closed();
+                found
+            }
             // Closed since it was listed.
-            Err(Errno::NOENT) => Pins::None,
+            Err(Errno::NOENT) => {
+                *changed = true;
+                Pins::None
+            }
             // Of a thread that has ended the kernel says EACCES.
-            Err(_) if !is_first && has_ended(process) => break,
-            Err(_) => Pins::ByDevices,
+            Err(_) => {
+                *changed |= !is_first && has_ended(process);
+                Pins::ByDevices
+            }
         };
         worst = worst.max(found);
     }
