@@ -92,35 +92,24 @@ const CACHED: [&str; 22] = [
 /// Most files that are looked through: it takes some microseconds a file. Most threads, too.
 pub(crate) const FILES: usize = 4096;
 
-/// Looks while something is closed, or a thread ends, before that counts as not to be told.
-const TRIES: u32 = 10;
-
 /// Looks through the files this process has open, if they are not too many, and through what it has mapped
 /// but for registered memory, where nothing with MAP_SHARED is. Allocates nothing.
 #[must_use]
 pub(crate) fn possible(registered: &Ranges<Attributes>) -> Pins {
-    for _ in 0..TRIES {
-        let mut changed = false;
-        let found = look(registered, &mut changed);
-        if !changed {
-            return found.unwrap_or(Pins::ByDevices);
-        }
-    }
-    Pins::ByDevices
+    look(registered).unwrap_or(Pins::ByDevices)
 }
 
-/// None if that can't be told. What is closed, or a thread that ends, meanwhile changes what there is to be seen: a
-/// file may have got a number, or come to a thread, that was looked at before.
-fn look(registered: &Ranges<Attributes>, changed: &mut bool) -> Option<Pins> {
+/// None if that can't be told.
+fn look(registered: &Ranges<Attributes>) -> Option<Pins> {
     // A thread's, for of a process whose first thread has ended nothing is told.
     let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
     let mut looked_at = 0;
-    let first = look_through(open(c"/proc/self")?.as_fd(), true, &mut looked_at, changed)?;
+    let first = look_through(open(c"/proc/self")?.as_fd(), true, &mut looked_at)?;
     if looked_at == 0 {
         // A process without any file there is; but so looks one whose first thread has ended, too.
         return None;
     }
-    let others = other_tables(&mut looked_at, changed)?;
+    let others = other_tables(&mut looked_at)?;
     Some(pinned.max(first).max(others).max(mapped(registered)?))
 }
 
@@ -155,7 +144,7 @@ fn pinned_kilobytes() -> Option<u64> {
 
 /// The worst of what is in tables that are neither the first thread's nor this one's. None if that can't be
 /// told.
-fn other_tables(looked_at: &mut usize, changed: &mut bool) -> Option<Pins> {
+fn other_tables(looked_at: &mut usize) -> Option<Pins> {
     let tasks = open(c"/proc/self/task")?;
     let mut room = [MaybeUninit::uninit(); 4096];
     let mut threads = RawDir::new(&tasks, &mut room);
@@ -177,12 +166,10 @@ fn other_tables(looked_at: &mut usize, changed: &mut bool) -> Option<Pins> {
         if share_files(number, first) || share_files(number, this) {
             continue;
         }
+        // One that has ended since has none.
         match open_at(tasks.as_fd(), thread.file_name()) {
-            Ok(thread) => {
-                worst = worst.max(look_through(thread.as_fd(), false, looked_at, changed)?);
-            }
-            // It has ended since.
-            Err(Errno::NOENT) => *changed = true,
+            Ok(thread) => worst = worst.max(look_through(thread.as_fd(), false, looked_at)?),
+            Err(Errno::NOENT) => {}
             Err(_) => return None,
         }
     }
@@ -202,19 +189,13 @@ fn has_ended(thread: BorrowedFd<'_>) -> bool {
 }
 
 /// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
-fn look_through(
-    process: BorrowedFd<'_>,
-    is_first: bool,
-    looked_at: &mut usize,
-    changed: &mut bool,
-) -> Option<Pins> {
+fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) -> Option<Pins> {
     let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
         (Ok(directory), Ok(infos)) => (directory, infos),
         // The thread has ended.
         (Err(Errno::NOENT | Errno::SRCH), _) | (_, Err(Errno::NOENT | Errno::SRCH))
             if !is_first =>
         {
-            *changed = true;
             return Some(Pins::None);
         }
         _ => return None,
@@ -228,10 +209,7 @@ fn look_through(
         let file = match file {
             Ok(file) => file,
             // The thread has ended.
-            Err(Errno::NOENT | Errno::SRCH) if !is_first => {
-                *changed = true;
-                break;
-            }
+            Err(Errno::NOENT | Errno::SRCH) if !is_first => break,
             Err(_) => return None,
         };
         if file.file_name() == c"." || file.file_name() == c".." {
@@ -250,21 +228,12 @@ fn look_through(
             is_first,
         };
         let found = match rustix::fs::readlinkat_raw(&directory, file.name, &mut target) {
-            Ok((target, _)) => {
-                let found = pins_of(&file, target);
-                *changed |= found != Pins::None && file.is_closed();
-                found
-            }
+            Ok((target, _)) => pins_of(&file, target),
             // Closed since it was listed.
-            Err(Errno::NOENT) => {
-                *changed = true;
-                Pins::None
-            }
+            Err(Errno::NOENT) => Pins::None,
             // Of a thread that has ended the kernel says EACCES.
-            Err(_) => {
-                *changed |= !is_first && has_ended(process);
-                Pins::ByDevices
-            }
+            Err(_) if !is_first && has_ended(process) => break,
+            Err(_) => Pins::ByDevices,
         };
         worst = worst.max(found);
     }
@@ -305,6 +274,9 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
         return Pins::ByDevices;
     }
     match file.info() {
+        // As one that was closed before its name was read. What was told of one counts, closed or not: it may have
+        // another number now.
+        None if file.is_closed() => Pins::None,
         None => Pins::ByDevices,
         Some(info) if info.is_direct => Pins::ByFiles,
         // Memory without a name, in a file system that is mounted nowhere.
@@ -372,7 +344,7 @@ fn kvm() -> Pins {
 }
 
 impl ProcessFile<'_> {
-    /// Whether it was closed since, so that what was found out of it may be wrong.
+    /// Whether there is none of that number any more.
     fn is_closed(&self) -> bool {
         let mut target = [MaybeUninit::uninit(); 1];
         let found = rustix::fs::readlinkat_raw(self.directory, self.name, &mut target);
@@ -454,7 +426,7 @@ mod tests {
         let none = ProcessFile {
             directory: directory.as_fd(),
             infos: directory.as_fd(),
-            name: c"none",
+            name: c".",
             is_first: true,
         };
         let pins_of = |target: &str| pins_of(&none, target.as_bytes());
