@@ -61,9 +61,8 @@ pub(crate) fn hull() -> Range<Vpn> {
 /// If there is no memory to remember them.
 pub(crate) fn know(pages: &Range<Vpn>) -> Result<(), OutOfMemory> {
     KNOWN.insert(pages)?;
-    // Relaxed, both: ordered by the fence.
-    HULL_START.fetch_min(pages.start.0, Ordering::Relaxed);
-    HULL_END.fetch_max(pages.end.0, Ordering::Relaxed);
+    HULL_START.fetch_min(pages.start.0, Ordering::SeqCst);
+    HULL_END.fetch_max(pages.end.0, Ordering::SeqCst);
     // With the fence in disown(), and with Passing::begin().
     fence(Ordering::SeqCst);
     Ok(())

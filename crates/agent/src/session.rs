@@ -273,6 +273,9 @@ impl<'a> Session<'a> {
     /// Looks at what was noted, if it is time. Gives how long to sleep.
     fn look_if_due(&mut self, limits: &Limits) -> Result<Duration, End> {
         let here = enter().ok_or(End::ForNow)?;
+        if !here.has_room() {
+            return Ok(IDLE); // until something is sent
+        }
         let ((ready, time), urgent_until) = (here.noted(LOOK_RANGES), here.urgent_until);
         drop(here);
         if ready.is_empty() {
@@ -323,7 +326,9 @@ impl<'a> Session<'a> {
     ) -> Result<(), End> {
         // No more come in between, for that happens here only.
         let (mut regions, mut registered) = enter().ok_or(End::ForNow)?.registered();
-        for part in parts {
+        // Up to where it was done.
+        let mut done = Vpn(ADDRESS_PAGES);
+        'parts: for part in parts {
             // One by one: the program's threads wait meanwhile.
             let mut here = enter().ok_or(End::ForNow)?;
             if here.is_locked() {
@@ -332,6 +337,10 @@ impl<'a> Session<'a> {
             for pages in here.still_noted(&part.pages, time) {
                 let mut at = pages.start;
                 while at < pages.end {
+                    if !here.has_room() {
+                        done = at; // the rest is looked at again when this is sent
+                        break 'parts;
+                    }
                     let end = at.plus((pages.end.0 - at.0).min(limits.region_pages));
                     if regions >= limits.regions.into()
                         || registered + (end.0 - at.0) > limits.pages
@@ -350,7 +359,7 @@ impl<'a> Session<'a> {
         let mut here = enter().ok_or(End::ForNow)?;
         for pages in looked_at {
             for pages in here.still_noted(pages, time) {
-                here.unnote(&pages);
+                here.unnote(&(pages.start..pages.end.min(done).max(pages.start)));
             }
         }
         Ok(())

@@ -279,6 +279,11 @@ impl Space {
         self.overflown = self.connected;
     }
 
+    /// Whether there is room to tell of a region more: half of the queue is for what the program does.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queue.len() < QUEUE / 2
+    }
+
     /// Queues a message, if there is anybody to tell.
     pub(crate) fn push(&mut self, message: Out) {
         if !self.connected {

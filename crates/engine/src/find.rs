@@ -170,7 +170,7 @@ impl Finder<'_> {
     /// The same for one page, of an entry with its content.
     fn reserve_equal(&mut self, reader: &Handle, candidate: Candidate) -> bool {
         // Read before the guard is taken: the page may be frozen by another shard for a moment.
-        let Some(content) = self.world.look(candidate.page, |content| *content) else {
+        let Some(content) = self.world.content(candidate.page) else {
             return false;
         };
         let guard = reader.pin();
@@ -255,7 +255,7 @@ impl Finder<'_> {
             let alone = Candidate { page: last, ..first };
             let Some(partner) = self.take_or_wait(&reader.pin(), alone) else { break };
             pages.push(last);
-            let found = self.world.look(partner, |content| self.core.prints.of(content));
+            let found = self.world.fingerprints(&[partner], &self.core.prints)[0];
             if self.is_still(first, partner, found) {
                 pages.push(partner);
             }

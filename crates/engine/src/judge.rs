@@ -259,7 +259,7 @@ impl Judge<'_> {
         let tree = self.world.unstable(self.core.tree_of(piece.node.unwrap_or(self.node)));
         let pages = piece.pages.iter().map(|index| piece.region.page(*index));
         tree.prefetch_removal(&self.world.pages, pages);
-        let (mut at, mut most, mut is_told) = (0, piece.pages.len(), false);
+        let (mut at, mut most, mut failed) = (0, piece.pages.len(), None);
         while at < piece.pages.len() {
             let end = piece.pages.len().min(at + most);
             let (memory, prints) = (&piece.region.program.memory, &self.core.prints);
@@ -268,10 +268,7 @@ impl Judge<'_> {
                 at += 1;
             });
             if let Err(error) = read {
-                // Once: where one look fails, those after it mostly do.
-                if !std::mem::replace(&mut is_told, true) {
-                    self.core.report(error);
-                }
+                failed = Some(error);
                 // Also those that are gone before they are reported.
                 piece.pages[at..end].iter().for_each(|index| piece.region.pending.add(*index));
                 at = end;
@@ -281,6 +278,8 @@ impl Judge<'_> {
                 (at, most) = (at + 1, READ_PAGES);
             }
         }
+        // Once: where one look fails, those after it mostly do.
+        failed.into_iter().for_each(|error| self.core.report(error));
     }
 
     fn written(&mut self, piece: &Piece<'_>, at: usize, found: Fingerprint, judged: &mut Judged) {

@@ -142,7 +142,7 @@ fn merged(core: &Core, world: &World, merge: &Merge) {
 /// has the fingerprint, two contents have the same one.
 fn changed(core: &Core, world: &World, merge: Merge) -> Option<Candidate> {
     let Merge { page, fingerprint, tree, node, .. } = merge;
-    if world.look(page, |content| core.prints.of(content)) == Some(fingerprint) {
+    if world.fingerprints(&[page], &core.prints) == [Some(fingerprint)] {
         core.tally.collisions.add(1);
         // It may be another shard's: until this merge is done with it, nobody else's.
         world.record(page).set(PageState::Busy);

@@ -121,11 +121,11 @@ impl World {
         }
     }
 
-    /// What `of` says of a copy of a page; None if it can't be read.
-    pub(crate) fn look<T>(&self, page: PageId, of: impl Fn(&[u8; PAGE_SIZE]) -> T) -> Option<T> {
-        let mut said = None;
-        self.read(&[page], |_, content| said = Some(of(content)));
-        said
+    /// A copy of a page; None if it can't be read.
+    pub(crate) fn content(&self, page: PageId) -> Option<[u8; PAGE_SIZE]> {
+        let mut copy = None;
+        self.read(&[page], |_, content| copy = Some(*content));
+        copy
     }
 
     /// Has a page read again by the next scan.

@@ -183,6 +183,11 @@ fn share_files(one: i32, other: i32) -> bool {
     one == other || unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
 }
 
+/// Whether a thread has ended, by its directory in /proc.
+fn has_ended(thread: BorrowedFd<'_>) -> bool {
+    matches!(open_at(thread, c"fd"), Err(Errno::NOENT | Errno::SRCH))
+}
+
 /// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
 fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) -> Option<Pins> {
     let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
@@ -226,6 +231,8 @@ fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) 
             Ok((target, _)) => pins_of(&file, target),
             // Closed since it was listed.
             Err(Errno::NOENT) => Pins::None,
+            // Of a thread that has ended the kernel says EACCES.
+            Err(_) if !is_first && has_ended(process) => break,
             Err(_) => Pins::ByDevices,
         };
         worst = worst.max(found);
@@ -267,6 +274,9 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
         return Pins::ByDevices;
     }
     match file.info() {
+        // As one that was closed before its name was read. What was told of one counts, closed or not: it may have
+        // another number now.
+        None if file.is_closed() => Pins::None,
         None => Pins::ByDevices,
         Some(info) if info.is_direct => Pins::ByFiles,
         // Memory without a name, in a file system that is mounted nowhere.
@@ -334,6 +344,13 @@ fn kvm() -> Pins {
 }
 
 impl ProcessFile<'_> {
+    /// Whether there is none of that number any more.
+    fn is_closed(&self) -> bool {
+        let mut target = [MaybeUninit::uninit(); 1];
+        let found = rustix::fs::readlinkat_raw(self.directory, self.name, &mut target);
+        found.is_err_and(|error| error == Errno::NOENT)
+    }
+
     /// Whether a socket is not of a kind that is known to pin no buffers to write to (as AF_XDP and RDS do
     /// for long, and AF_ALG for the time of a call), or can't be asked.
     fn is_pinning_socket(&self) -> bool {
@@ -409,7 +426,7 @@ mod tests {
         let none = ProcessFile {
             directory: directory.as_fd(),
             infos: directory.as_fd(),
-            name: c"none",
+            name: c".",
             is_first: true,
         };
         let pins_of = |target: &str| pins_of(&none, target.as_bytes());

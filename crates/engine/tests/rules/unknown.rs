@@ -70,17 +70,22 @@ fn s3_4_a_program_whose_mappings_can_not_be_counted_is_not_tried_in_each_pass() 
 /// It may have them locked for a moment, while others are counted.
 #[test]
 fn s3_4_a_program_whose_mappings_are_not_told_at_once_is_asked_again_for_some_seconds() {
-    // Two looks, and then a try each second.
-    for (times, tries) in [(1, 2), (3, 4), (u64::MAX, 5)] {
+    // Two looks, and then a try in each pass.
+    let cases = [(1, 1, 2), (1, 3, 4), (1, u64::MAX, 5), (10, 3, 4), (10, u64::MAX, 4)];
+    for (seconds, times, tries) in cases {
         let two = Two::new();
         [5, 6].iter().for_each(|page| two.write(*page, 50));
         two.memory.no_answer(Before, Call::Mappings, 0..1, times);
         for _ in 0..12 {
             two.scan(0);
-            two.wait(1000);
+            two.wait(seconds * 1000);
         }
-        assert_eq!(two.engine.progress().attempted, 2 * tries, "{times} times");
-        assert_eq!(two.machine.frame_of(Vpn(5)).is_some(), times <= 3, "{times} times");
+        assert_eq!(two.engine.progress().attempted, 2 * tries, "{times} times, {seconds} s");
+        assert_eq!(
+            two.machine.frame_of(Vpn(5)).is_some(),
+            times <= 3,
+            "{times} times, {seconds} s"
+        );
         assert!(!two.engine.take_errors().is_empty());
         two.check();
         two.memory.clear();
