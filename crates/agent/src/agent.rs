@@ -150,6 +150,8 @@ extern "C" fn after_in_child() {
 pub(crate) struct Here {
     pub(crate) agent: &'static Agent,
     space: MutexGuard<'static, Option<Space>>,
+    /// Whether the service thread has to look whether there is something to do afterwards.
+    wakes: bool,
     // After the space: fields are dropped in order.
     pub(crate) held: AddressSpace,
 }
@@ -170,7 +172,14 @@ pub(crate) fn enter() -> Option<Here> {
         let parents = space.take().unwrap_or_default();
         *space = Some(parents.into_child(&held));
     }
-    Some(Here { agent, space, held })
+    Some(Here { agent, space, wakes: true, held })
+}
+
+/// The same for the service thread, which looks for itself.
+pub(crate) fn enter_to_serve() -> Option<Here> {
+    let mut here = enter()?;
+    here.wakes = false;
+    Some(here)
 }
 
 /// Whether this process was made by a raw clone(2), with memory of its own and no handlers run: what is
@@ -340,7 +349,8 @@ impl Here {
 
 impl Drop for Here {
     fn drop(&mut self) {
-        if self.has_work()
+        if self.wakes
+            && self.has_work()
             && let Some(client) = self.client()
         {
             client.wake();

@@ -24,7 +24,7 @@ use numerge_protocol::{
 };
 use rustix::event::PollFlags;
 
-use crate::agent::enter;
+use crate::agent::enter_to_serve as enter;
 use crate::bypass::Files;
 use crate::client::Client;
 use crate::config::Config;

@@ -146,27 +146,35 @@ impl Space {
     pub(crate) fn noted(&self, most: usize) -> (Vec<Range<Vpn>>, u64) {
         let mut ready = Vec::new();
         for (pages, _) in self.noted.iter().filter(|_| !self.is_locked()) {
-            let mut at = pages.start;
-            while at < pages.end && ready.len() < most {
-                let gone = self.gone.next_in(&(at..pages.end)).map(|(gone, _)| gone);
-                let gone = gone.unwrap_or(pages.end..pages.end);
-                if at < gone.start {
-                    ready.push(at..gone.start);
-                }
-                at = gone.end;
-            }
+            ready.extend(self.but_gone(&pages).take(most - ready.len()));
         }
         (ready, self.notes)
     }
 
-    /// What of `pages` was noted not later than `time`, and not since.
+    /// These pages without those that are gone.
+    fn but_gone(&self, pages: &Range<Vpn>) -> impl Iterator<Item = Range<Vpn>> {
+        let (mut at, end) = (pages.start, pages.end);
+        std::iter::from_fn(move || {
+            while at < end {
+                let gone = self.gone.next_in(&(at..end)).map_or(end..end, |(gone, _)| gone);
+                let before = at..gone.start;
+                at = gone.end;
+                if !before.is_empty() {
+                    return Some(before);
+                }
+            }
+            None
+        })
+    }
+
+    /// What of `pages` was noted not later than `time`, and not since, and may be registered: see [`Self::noted`].
     pub(crate) fn still_noted(&self, pages: &Range<Vpn>, time: u64) -> Vec<Range<Vpn>> {
         let mut still = Vec::new();
         let mut at = pages.start;
         while let Some((found, noted)) = self.noted.next_in(&(at..pages.end)) {
             at = found.end;
             if noted <= time {
-                still.push(found);
+                still.extend(self.but_gone(&found));
             }
         }
         still

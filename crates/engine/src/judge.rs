@@ -268,7 +268,7 @@ impl Judge<'_> {
                 at += 1;
             });
             if let Err(error) = read {
-                failed = Some(error);
+                failed = failed.or(Some(error));
                 // Also those that are gone before they are reported.
                 piece.pages[at..end].iter().for_each(|index| piece.region.pending.add(*index));
                 at = end;
