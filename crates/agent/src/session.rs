@@ -318,7 +318,7 @@ impl<'a> Session<'a> {
     }
 
     fn register(
-        &self,
+        &mut self,
         looked_at: &[Range<Vpn>],
         parts: &[Part],
         time: u64,
@@ -331,6 +331,11 @@ impl<'a> Session<'a> {
         'parts: for part in parts {
             // One by one: the program's threads wait meanwhile.
             let mut here = enter().ok_or(End::ForNow)?;
+            if !here.has_room() {
+                drop(here);
+                self.send_queued()?;
+                here = enter().ok_or(End::ForNow)?;
+            }
             if here.is_locked() {
                 return Ok(()); // looked at again afterwards
             }
@@ -338,7 +343,7 @@ impl<'a> Session<'a> {
                 let mut at = pages.start;
                 while at < pages.end {
                     if !here.has_room() {
-                        done = at; // the rest is looked at again when this is sent
+                        done = at; // the rest is looked at again when all this is sent
                         break 'parts;
                     }
                     let end = at.plus((pages.end.0 - at.0).min(limits.region_pages));
