@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use numerge::control::{Client, path_beside};
 use numerge_linux::available_bytes;
 
-const USAGE: &str = "usage: guests ksmd|numerge [BYTES_ANOTHER_SAVED]";
+const USAGE: &str = "usage: guests ksmd|numerge [BYTES_ANOTHER_GAVE_BACK]";
 /// Between looks at the counters.
 const POLL: Duration = Duration::from_millis(10);
 /// Savings are at rest when they have not grown by a hundredth for so long.
@@ -93,9 +93,9 @@ fn ksm_set(name: &str, value: &str) -> io::Result<()> {
     std::fs::write(format!("/sys/kernel/mm/ksm/{name}"), value)
 }
 
-/// The machine's available memory at rest: what it gives back late after the guests' boot, nobody has merged,
-/// and what was merged comes back by and by.
-fn settled_bytes() -> io::Result<u64> {
+/// Waits until the machine's available memory is at rest: what it gives back late after the guests' boot, nobody has
+/// merged, and what was merged comes back by and by.
+fn settle() -> io::Result<()> {
     let began = Instant::now();
     let (mut settled, mut since) = (available_bytes()?, Instant::now());
     while since.elapsed() < SETTLED && began.elapsed() < UNSETTLED {
@@ -105,38 +105,41 @@ fn settled_bytes() -> io::Result<u64> {
             (settled, since) = (now, Instant::now());
         }
     }
-    available_bytes()
+    Ok(())
 }
 
-/// Prints what was saved and given back, in bytes, and seconds: until 95 % of that was saved, and until 95 %
-/// of what another saved was.
-fn measure(name: &str, another: Option<u64>) -> io::Result<()> {
+/// Prints what was saved and given back, in bytes, and seconds: until 95 % of that was given back, and until 95 % of
+/// what another gave back was, or "never".
+fn measure(name: &str, another: Option<i64>) -> io::Result<()> {
     let mut merger = Merger::find(name)?;
-    let before = settled_bytes()?;
+    settle()?;
+    let before = available_bytes()?;
     let began = Instant::now();
     merger.begin()?;
-    let mut curve: Vec<(f64, u64)> = Vec::new();
+    let mut curve: Vec<(f64, i64)> = Vec::new();
     let (mut most, mut grew) = (0, Instant::now());
+    let given_back = || io::Result::Ok(available_bytes()?.cast_signed() - before.cast_signed());
     while grew.elapsed() < REST || most == 0 {
         if began.elapsed() > TIMEOUT {
             return Err(io::Error::other("nothing at rest in time"));
         }
         let saved = merger.saved_bytes()?;
-        curve.push((began.elapsed().as_secs_f64(), saved));
+        curve.push((began.elapsed().as_secs_f64(), given_back()?));
         if saved > most + most / 100 {
             (most, grew) = (saved, Instant::now());
         }
         sleep(POLL);
     }
-    let saved = curve.last().map_or(0, |(_, saved)| *saved);
-    let freed = settled_bytes()?.cast_signed() - before.cast_signed();
-    let reached = |wanted: u64| {
+    let saved = merger.saved_bytes()?;
+    settle()?;
+    let freed = given_back()?;
+    let reached = |wanted: i64| {
         let there = curve.iter().find(|(_, now)| *now * 100 >= wanted * 95);
-        there.map_or(f64::NAN, |(seconds, _)| *seconds)
+        there.map_or("never".into(), |(seconds, _)| format!("{seconds:.3}"))
     };
-    println!("{saved} {freed} {:.3} {:.3}", reached(saved), reached(another.unwrap_or(saved)));
-    for (seconds, saved) in curve.iter().step_by((curve.len() / 40).max(1)) {
-        eprintln!("{name} {seconds:.3} {}", saved >> 20);
+    println!("{saved} {freed} {} {}", reached(freed), reached(another.unwrap_or(freed)));
+    for (seconds, now) in curve.iter().step_by((curve.len() / 40).max(1)) {
+        eprintln!("{name} {seconds:.3} {}", now >> 20);
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use numerge_protocol::limits::{ADDRESS_PAGES, FILE_PAGES, MAPPINGS};
 use numerge_protocol::{
     self as protocol, Answer, Buffer, Errno, Limits, Outcome, OutcomeRun, ReceiveError,
     RegionError, RegionId, Run, SendError, Sequence, Socket, Span, Target, ToClient, ToEngine,
-    Unmerged,
+    Unmerged, limits,
 };
 use rustix::event::PollFlags;
 
@@ -42,6 +42,9 @@ const PASSING_TRIES: u32 = 100;
 const LOOK_SHARE: u32 = 10;
 /// Most ranges of one look.
 const LOOK_RANGES: usize = 4096;
+/// Most regions that are told of before the engine is listened to again: it may wait for an answer before it takes
+/// any more of them.
+const REGISTERED_AT_ONCE: u64 = limits::REGION_MESSAGES as u64 / 4;
 
 pub(crate) struct Session<'a> {
     socket: &'a Socket,
@@ -328,6 +331,7 @@ impl<'a> Session<'a> {
         let (mut regions, mut registered) = enter().ok_or(End::ForNow)?.registered();
         // Up to where it was done.
         let mut done = Vpn(ADDRESS_PAGES);
+        let most = regions + REGISTERED_AT_ONCE;
         'parts: for part in parts {
             // One by one: the program's threads wait meanwhile.
             let mut here = enter().ok_or(End::ForNow)?;
@@ -342,8 +346,8 @@ impl<'a> Session<'a> {
             for pages in here.still_noted(&part.pages, time) {
                 let mut at = pages.start;
                 while at < pages.end {
-                    if !here.has_room() {
-                        done = at; // the rest is looked at again when all this is sent
+                    if !here.has_room() || regions >= most {
+                        done = at; // the rest is looked at again
                         break 'parts;
                     }
                     let end = at.plus((pages.end.0 - at.0).min(limits.region_pages));

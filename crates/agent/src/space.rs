@@ -230,6 +230,7 @@ impl Space {
     /// Tells the engine that it has nothing to do with these pages any more: none is mapped to a frame
     /// now, or can be.
     pub(crate) fn leave_engine(&mut self, pages: &Range<Vpn>) {
+        let mut empty = Vec::new();
         let mut at = pages.start;
         while let Some((found, region)) = self.regions.next_in(&(at..pages.end)) {
             at = found.end;
@@ -245,9 +246,13 @@ impl Space {
                 }
                 if !any {
                     self.spans.remove(&region);
-                    self.push(Out::Unregister { region });
+                    empty.push(region);
                 }
             }
+        }
+        // Afterwards: what is gone of regions side by side is one message.
+        for region in empty {
+            self.push(Out::Unregister { region });
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use numerge::control::{Answer, Answers, Listener, Request, path_beside};
 use numerge::{Knob, NodeReport, Options as EngineOptions};
 use numerge_control_fs::{ControlFs, MountError, Mounted, errno};
-use numerge_server::{ClientInfo, Domain, Options, Server};
+use numerge_server::{ClientInfo, Domain, Domains, Options, Server};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
@@ -282,6 +282,7 @@ impl Own {
     pub(crate) fn start(
         settings: &[Setting],
         engine: EngineOptions,
+        domains: Domains,
     ) -> Result<Self, Box<dyn Error>> {
         let place = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
         let place = place.filter(|place| place.is_dir()).unwrap_or_else(std::env::temp_dir);
@@ -290,7 +291,7 @@ impl Own {
             .tempdir_in(&place)
             .map_err(|error| in_place(&place, &error))?;
         let socket = directory.path().join("socket");
-        let options = Options { socket_mode: 0o600, engine, ..Options::default() };
+        let options = Options { socket_mode: 0o600, engine, domains, ..Options::default() };
         let sockets = Sockets::bind(&socket, None, None, &options)?;
         let host = Host::start(sockets, options, settings)?;
         Ok(Self { host: Some(host), socket, _directory: directory })

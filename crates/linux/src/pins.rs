@@ -8,8 +8,14 @@
 //!
 //! Looked through is every table of files that a thread of this process has, but the calling thread's own:
 //! a program's threads may have some of theirs, and an io_uring may be in none. What that has pinned for
-//! long is counted by the kernel. And looked
-//! through is what is mapped: [`crate::mapped`].
+//! long is counted by the kernel. And looked through is what is mapped: [`crate::mapped`].
+//!
+//! A program can hide from this what it does at this very moment: a file that another thread closes while a
+//! read through it is under way is in no table any more, one that moves to other numbers twice may be passed
+//! by, and so may a thread with a table of its own where others end while threads are listed (`first_tid` in
+//! the kernel's fs/proc/base.c then goes by how many there were). Not in any list are an io_uring without a
+//! descriptor or mapping of its own (IORING_SETUP_NO_MMAP with IORING_SETUP_REGISTERED_FD_ONLY), until it has
+//! pinned something for long, and files of processes that share this memory without being threads.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -96,21 +102,124 @@ pub(crate) const FILES: usize = 4096;
 /// but for registered memory, where nothing with MAP_SHARED is. Allocates nothing.
 #[must_use]
 pub(crate) fn possible(registered: &Ranges<Attributes>) -> Pins {
-    look(registered).unwrap_or(Pins::ByDevices)
+    let mut look = Look::default();
+    let found = look.through(registered).unwrap_or(Pins::ByDevices);
+    if found == Pins::ByDevices || !look.missed {
+        return found;
+    }
+    // What was closed may have another number now, one that was passed already.
+    found.max(Look::default().through(registered).unwrap_or(Pins::ByDevices))
 }
 
-/// None if that can't be told.
-fn look(registered: &Ranges<Attributes>) -> Option<Pins> {
-    // A thread's, for of a process whose first thread has ended nothing is told.
-    let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
-    let mut looked_at = 0;
-    let first = look_through(open(c"/proc/self")?.as_fd(), true, &mut looked_at)?;
-    if looked_at == 0 {
-        // A process without any file there is; but so looks one whose first thread has ended, too.
-        return None;
+/// A look at all that this process has open.
+#[derive(Default)]
+struct Look {
+    /// How many files there were.
+    files: usize,
+    /// One of them was closed before it was known what it is.
+    missed: bool,
+}
+
+impl Look {
+    /// The worst of all. None if that can't be told.
+    fn through(&mut self, registered: &Ranges<Attributes>) -> Option<Pins> {
+        // A thread's, for of a process whose first thread has ended nothing is told.
+        let pinned = if pinned_kilobytes()? == 0 { Pins::None } else { Pins::ByFiles };
+        let first = self.files_of(open(c"/proc/self")?.as_fd(), true)?;
+        if self.files == 0 {
+            // A process without any file there is; but so looks one whose first thread has ended, too.
+            return None;
+        }
+        let others = self.other_tables()?;
+        Some(pinned.max(first).max(others).max(mapped(registered)?))
     }
-    let others = other_tables(&mut looked_at)?;
-    Some(pinned.max(first).max(others).max(mapped(registered)?))
+
+    /// The worst of what is in tables that are neither the first thread's nor this one's. None if that can't be
+    /// told.
+    fn other_tables(&mut self) -> Option<Pins> {
+        let tasks = open(c"/proc/self/task")?;
+        let mut room = [MaybeUninit::uninit(); 4096];
+        let mut threads = RawDir::new(&tasks, &mut room);
+        let this = rustix::thread::gettid().as_raw_nonzero().get();
+        let first = rustix::process::getpid().as_raw_nonzero().get();
+        let (mut worst, mut seen) = (Pins::None, 0);
+        while worst != Pins::ByDevices
+            && let Some(thread) = threads.next()
+        {
+            let thread = thread.ok()?;
+            let Some(number) = thread.file_name().to_str().ok().and_then(|name| name.parse().ok())
+            else {
+                continue; // this directory, and that above
+            };
+            seen += 1;
+            if seen > FILES {
+                return None;
+            }
+            if share_files(number, first) || share_files(number, this) {
+                continue;
+            }
+            // One that has ended since has none.
+            match open_at(tasks.as_fd(), thread.file_name()) {
+                Ok(thread) => worst = worst.max(self.files_of(thread.as_fd(), false)?),
+                Err(Errno::NOENT) => {}
+                Err(_) => return None,
+            }
+        }
+        Some(worst)
+    }
+
+    /// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
+    fn files_of(&mut self, process: BorrowedFd<'_>, is_first: bool) -> Option<Pins> {
+        let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
+            (Ok(directory), Ok(infos)) => (directory, infos),
+            // The thread has ended.
+            (Err(Errno::NOENT | Errno::SRCH), _) | (_, Err(Errno::NOENT | Errno::SRCH))
+                if !is_first =>
+            {
+                return Some(Pins::None);
+            }
+            _ => return None,
+        };
+        let mut room = [MaybeUninit::uninit(); 4096];
+        let mut files = RawDir::new(&directory, &mut room);
+        let mut worst = Pins::None;
+        while worst != Pins::ByDevices
+            && let Some(file) = files.next()
+        {
+            let file = match file {
+                Ok(file) => file,
+                // The thread has ended.
+                Err(Errno::NOENT | Errno::SRCH) if !is_first => break,
+                Err(_) => return None,
+            };
+            if file.file_name() == c"." || file.file_name() == c".." {
+                continue;
+            }
+            self.files += 1;
+            if self.files > FILES {
+                return None;
+            }
+            // Of what has a longer name the beginning tells enough.
+            let mut target = [MaybeUninit::uninit(); 128];
+            let file = ProcessFile {
+                directory: directory.as_fd(),
+                infos: infos.as_fd(),
+                name: file.file_name(),
+                is_first,
+            };
+            let found = match rustix::fs::readlinkat_raw(&directory, file.name, &mut target) {
+                Ok((target, _)) => pins_of(&file, target),
+                // Closed since it was listed.
+                Err(Errno::NOENT) => None,
+                // Of a thread that has ended the kernel says EACCES.
+                Err(_) if !is_first && has_ended(process) => break,
+                Err(_) => Some(Pins::ByDevices),
+            };
+            self.missed |= found.is_none();
+            worst = worst.max(found.unwrap_or(Pins::None));
+        }
+        Some(worst)
+    }
 }
 
 pub(crate) fn pins_of_kind(kind: &[u8]) -> Pins {
@@ -142,40 +251,6 @@ fn pinned_kilobytes() -> Option<u64> {
     pinned.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// The worst of what is in tables that are neither the first thread's nor this one's. None if that can't be
-/// told.
-fn other_tables(looked_at: &mut usize) -> Option<Pins> {
-    let tasks = open(c"/proc/self/task")?;
-    let mut room = [MaybeUninit::uninit(); 4096];
-    let mut threads = RawDir::new(&tasks, &mut room);
-    let this = rustix::thread::gettid().as_raw_nonzero().get();
-    let first = rustix::process::getpid().as_raw_nonzero().get();
-    let (mut worst, mut seen) = (Pins::None, 0);
-    while worst != Pins::ByDevices
-        && let Some(thread) = threads.next()
-    {
-        let thread = thread.ok()?;
-        let Some(number) = thread.file_name().to_str().ok().and_then(|name| name.parse().ok())
-        else {
-            continue; // this directory, and that above
-        };
-        seen += 1;
-        if seen > FILES {
-            return None;
-        }
-        if share_files(number, first) || share_files(number, this) {
-            continue;
-        }
-        // One that has ended since has none.
-        match open_at(tasks.as_fd(), thread.file_name()) {
-            Ok(thread) => worst = worst.max(look_through(thread.as_fd(), false, looked_at)?),
-            Err(Errno::NOENT) => {}
-            Err(_) => return None,
-        }
-    }
-    Some(worst)
-}
-
 /// Whether two threads certainly have one table of files.
 fn share_files(one: i32, other: i32) -> bool {
     const KCMP_FILES: libc::c_long = 2;
@@ -186,58 +261,6 @@ fn share_files(one: i32, other: i32) -> bool {
 /// Whether a thread has ended, by its directory in /proc.
 fn has_ended(thread: BorrowedFd<'_>) -> bool {
     matches!(open_at(thread, c"fd"), Err(Errno::NOENT | Errno::SRCH))
-}
-
-/// The worst of a thread's files, or of all threads of a process's. None if that can't be told.
-fn look_through(process: BorrowedFd<'_>, is_first: bool, looked_at: &mut usize) -> Option<Pins> {
-    let (directory, infos) = match (open_at(process, c"fd"), open_at(process, c"fdinfo")) {
-        (Ok(directory), Ok(infos)) => (directory, infos),
-        // The thread has ended.
-        (Err(Errno::NOENT | Errno::SRCH), _) | (_, Err(Errno::NOENT | Errno::SRCH))
-            if !is_first =>
-        {
-            return Some(Pins::None);
-        }
-        _ => return None,
-    };
-    let mut room = [MaybeUninit::uninit(); 4096];
-    let mut files = RawDir::new(&directory, &mut room);
-    let mut worst = Pins::None;
-    while worst != Pins::ByDevices
-        && let Some(file) = files.next()
-    {
-        let file = match file {
-            Ok(file) => file,
-            // The thread has ended.
-            Err(Errno::NOENT | Errno::SRCH) if !is_first => break,
-            Err(_) => return None,
-        };
-        if file.file_name() == c"." || file.file_name() == c".." {
-            continue;
-        }
-        *looked_at += 1;
-        if *looked_at > FILES {
-            return None;
-        }
-        // Of what has a longer name the beginning tells enough.
-        let mut target = [MaybeUninit::uninit(); 128];
-        let file = ProcessFile {
-            directory: directory.as_fd(),
-            infos: infos.as_fd(),
-            name: file.file_name(),
-            is_first,
-        };
-        let found = match rustix::fs::readlinkat_raw(&directory, file.name, &mut target) {
-            Ok((target, _)) => pins_of(&file, target),
-            // Closed since it was listed.
-            Err(Errno::NOENT) => Pins::None,
-            // Of a thread that has ended the kernel says EACCES.
-            Err(_) if !is_first && has_ended(process) => break,
-            Err(_) => Pins::ByDevices,
-        };
-        worst = worst.max(found);
-    }
-    Some(worst)
 }
 
 /// A file this process has open.
@@ -252,13 +275,14 @@ struct ProcessFile<'a> {
     is_first: bool,
 }
 
-fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
-    let harmless = |is: bool| if is { Pins::None } else { Pins::ByDevices };
+/// None if it was closed before that was known.
+fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Option<Pins> {
+    let harmless = |is: bool| Some(if is { Pins::None } else { Pins::ByDevices });
     if let Some(kind) = target.strip_prefix(b"anon_inode:") {
-        return pins_of_kind(kind);
+        return Some(pins_of_kind(kind));
     }
     if target.starts_with(b"pipe:") {
-        return Pins::None;
+        return Some(Pins::None);
     }
     if target.starts_with(b"socket:") {
         return harmless(!file.is_pinning_socket());
@@ -271,17 +295,15 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Pins {
         return harmless(known || target.starts_with(b"/dev/pts/"));
     }
     if !target.starts_with(b"/") {
-        return Pins::ByDevices;
+        return Some(Pins::ByDevices);
     }
     match file.info() {
-        // As one that was closed before its name was read. What was told of one counts, closed or not: it may have
-        // another number now.
-        None if file.is_closed() => Pins::None,
-        None => Pins::ByDevices,
-        Some(info) if info.is_direct => Pins::ByFiles,
+        None if file.is_closed() => None,
+        None => Some(Pins::ByDevices),
+        Some(info) if info.is_direct => Some(Pins::ByFiles),
         // Memory without a name, in a file system that is mounted nowhere.
-        Some(_) if target.starts_with(b"/memfd:") => Pins::None,
-        Some(info) if !is_cached(info.mount) => Pins::ByFiles,
+        Some(_) if target.starts_with(b"/memfd:") => Some(Pins::None),
+        Some(info) if !is_cached(info.mount) => Some(Pins::ByFiles),
         // Now that it is known that asking does not wait for anybody.
         Some(_) => harmless(!file.is_of(FileType::CharacterDevice)),
     }
@@ -431,7 +453,7 @@ mod tests {
         };
         let pins_of = |target: &str| pins_of(&none, target.as_bytes());
         for harmless in ["pipe:[1]", "anon_inode:[eventfd]", "/dev/null", "/dev/pts/3"] {
-            assert_eq!(pins_of(harmless), Pins::None, "{harmless}");
+            assert_eq!(pins_of(harmless), Some(Pins::None), "{harmless}");
         }
         for unknown in [
             "anon_inode:[vfio-device]",
@@ -441,8 +463,8 @@ mod tests {
             "/a/file/that/can't/be/asked",
             "socket:[1]",
         ] {
-            assert_eq!(pins_of(unknown), Pins::ByDevices, "{unknown}");
+            assert_eq!(pins_of(unknown), Some(Pins::ByDevices), "{unknown}");
         }
-        assert_eq!(pins_of("anon_inode:[io_uring]"), Pins::ByFiles);
+        assert_eq!(pins_of("anon_inode:[io_uring]"), Some(Pins::ByFiles));
     }
 }

@@ -33,6 +33,9 @@ pub const FILE_PAGES: u64 = 1 << 18;
 pub const FILES: u64 = FRAME_NUMBERS / FILE_PAGES;
 /// Most regions that an engine can allow one client.
 pub const REGIONS: u64 = 1 << 16;
+/// Most messages about regions that an engine keeps waiting for one client. One that is asked to merge what it
+/// has just told to be gone has to answer first: a client sends far less before it listens again.
+pub const REGION_MESSAGES: usize = 1 << 14;
 /// Most mappings that a program can be said to have, or to be allowed (the kernel's own bound of
 /// `vm.max_map_count`).
 pub const MAPPINGS: u64 = i32::MAX as u64;

@@ -6,10 +6,8 @@ use std::time::Duration;
 
 use numerge_engine::machine::Vpn;
 use numerge_protocol::RegionId;
+use numerge_protocol::limits::REGION_MESSAGES;
 use parking_lot::{Condvar, Mutex};
-
-/// Most messages that wait. A worker is slow where the engine is busy.
-const MESSAGES: usize = 1 << 14;
 
 /// How long a reader waits for room before it takes the client for one that floods. Answers wait behind
 /// it, so it must come to an end.
@@ -43,7 +41,7 @@ impl Inbox {
     pub(crate) fn push(&self, order: Order) -> bool {
         let mut waiting = self.waiting.lock();
         let is_full =
-            |waiting: &mut Waiting| waiting.orders.len() >= MESSAGES && !waiting.is_closed;
+            |waiting: &mut Waiting| waiting.orders.len() >= REGION_MESSAGES && !waiting.is_closed;
         self.changed.wait_while_for(&mut waiting, is_full, ROOM_WAIT);
         if is_full(&mut waiting) {
             return false;

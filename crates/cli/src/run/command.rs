@@ -7,14 +7,20 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
-use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
+use signal_hook::consts::{
+    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
+    SIGWINCH,
+};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-/// Passed on to the command. The rest does what it always does: what stops a terminal's foreground
-/// stops both.
-const PASSED_ON: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
+/// Passed on to the command, beside the real-time signals (without the value that may come with one). The rest does
+/// what it always does: what stops a terminal's foreground stops both.
+const PASSED_ON: [i32; 11] = [
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO,
+    SIGWINCH,
+];
 
 /// What ends as this program is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,7 +127,8 @@ fn end(status: ExitStatus) -> End {
 /// Has signals go to the copies from now on.
 fn pass_on(copies: &Arc<Mutex<Vec<Pid>>>) -> io::Result<signal_hook::iterator::Handle> {
     // What is ignored (nohup) the command is to ignore too, and a handler would not be passed on.
-    let wanted = PASSED_ON.iter().filter(|signal| !is_ignored(**signal));
+    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+    let wanted = PASSED_ON.into_iter().chain(real_time).filter(|signal| !is_ignored(*signal));
     let mut signals = SignalsInfo::<WithOrigin>::new(wanted)?;
     let handle = signals.handle();
     let copies = Arc::clone(copies);
@@ -132,7 +139,8 @@ fn pass_on(copies: &Arc<Mutex<Vec<Pid>>>) -> io::Result<signal_hook::iterator::H
             if matches!(cause, Cause::Kernel) {
                 continue;
             }
-            let Some(signal) = Signal::from_named_raw(signal) else { continue };
+            // SAFETY: the kernel has sent it, and the C library keeps none of these for itself.
+            let signal = unsafe { Signal::from_raw_unchecked(signal) };
             for pid in alive(&copies).iter() {
                 // It may have ended just now.
                 let _ = rustix::process::kill_process(*pid, signal);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use numerge::{AGENT_AS_KSM, AGENT_DOMAIN, AGENT_MEMORY_MERGE, AGENT_SCOPE, AGENT_SOCKET};
 use numerge::{Options as EngineOptions, default_socket};
-use numerge_server::Socket;
+use numerge_server::{Domains, Members, Socket};
 
 use crate::host::{self, Setting};
 use crate::log;
@@ -35,10 +35,12 @@ pub(crate) struct Arguments {
     /// What of the programs' memory is merged
     #[arg(long, value_enum, default_value_t = Scope::Advised)]
     scope: Scope,
-    /// The security domain to merge in, as the daemon's configuration names it
+    /// The security domain to merge in, as the daemon's configuration names it; an engine of COMMAND's own
+    /// has it for this user
     #[arg(long, value_name = "NAME")]
     domain: Option<String>,
-    /// Writes the counters to FILE in the end, as JSON, as they last were while COMMAND ran
+    /// Writes the counters to FILE in the end, as JSON, as they last were while COMMAND ran. Those of a
+    /// daemon are the whole host's, and for who may ask it; with --set, say, there is an engine of COMMAND's own
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// Starts COMMAND so many times
@@ -79,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         (None, None) => return Err("no engine".into()),
     };
     let sampler = match &arguments.stats {
-        Some(file) => Some(Sampler::start(&socket, file)?),
+        Some(file) => Some(Sampler::start(&socket, file, daemon.is_some())?),
         None => None,
     };
     let started = Copies::start(
@@ -115,8 +117,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 /// An engine for the command alone.
 fn start_own(arguments: &Arguments) -> Result<host::Own, Box<dyn Error>> {
     arguments.log.into_iter().for_each(log::start);
+    // There is no administrator to ask: a domain of the engine's own has this user in it.
+    let members = Members { users: [rustix::process::geteuid().as_raw()].into() };
+    let named = arguments.domain.iter().map(|name| (name.clone(), members.clone())).collect();
+    let domains = Domains { named, ..Domains::default() };
     if !arguments.as_ksm {
-        let mut own = host::Own::start(&arguments.settings, EngineOptions::default())?;
+        let mut own = host::Own::start(&arguments.settings, EngineOptions::default(), domains)?;
         if let Some(directory) = &arguments.control_dir {
             own.show_files(directory, None)?;
         }
@@ -129,7 +135,7 @@ fn start_own(arguments: &Arguments) -> Result<host::Own, Box<dyn Error>> {
         mapping_share_percent: as_ksm::MAPPING_SHARE_PERCENT,
         ..EngineOptions::default()
     };
-    let mut own = host::Own::start(&settings, engine)?;
+    let mut own = host::Own::start(&settings, engine, domains)?;
     let processes = Arc::new(Processes::default());
     let directory = Path::new(as_ksm::DIRECTORY);
     own.show_files(directory, Some(Arc::clone(&processes)))?;

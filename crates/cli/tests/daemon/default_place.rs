@@ -26,9 +26,15 @@ stat -c '%n %a %u' numerge.sock numerge.sock.control
 stat -c '%n %a %u' ksm/sleep_millisecs
 echo 7 >ksm/sleep_millisecs
 "$NUMERGE" get sleep_millisecs
+# Who says nothing of a socket is the daemon's, if it is there, whatever is asked for; else nobody's but its own.
+"$NUMERGE" run -- sh -c 'echo "$NUMERGE_SOCKET"'
+"$NUMERGE" run --stats "$PLACE/stats" -- true
+grep -o '"clients":\[\]' "$PLACE/stats"
+"$NUMERGE" run --log error -- sh -c 'test "$NUMERGE_SOCKET" != /run/numerge/numerge.sock'
 kill $daemon; wait $daemon
 trap - EXIT
 echo ended
+"$NUMERGE" run -- sh -c 'test -S "$NUMERGE_SOCKET" && test "$NUMERGE_SOCKET" != /run/numerge/numerge.sock'
 mounts
 # Sockets in a directory of root's stay where the daemon is somebody else.
 test ! -e ksm
@@ -54,6 +60,8 @@ const WITH_FILES: &str = "/run/numerge/ksm\n\
                           numerge.sock.control 600 0\n\
                           ksm/sleep_millisecs 644 0\n\
                           7\n\
+                          /run/numerge/numerge.sock\n\
+                          \"clients\":[]\n\
                           ended\n";
 
 #[test]

@@ -65,10 +65,12 @@ fn s6_who_may_not_ask_a_daemon_is_told_who_may() {
     let ask = |user: u32, words: &[&str]| {
         let ids = [format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".into()];
         let mut command = Command::new("setpriv");
-        command.args(ids).arg(bed.path("numerge")).args(words).arg("--socket").arg(bed.socket());
-        command.output().unwrap()
+        let (verb, rest) = words.split_first().unwrap();
+        command.args(ids).arg(bed.path("numerge")).arg(verb).arg("--socket").arg(bed.socket());
+        command.args(rest).output().unwrap()
     };
-    for words in [&["get"][..], &["get", "run"], &["set", "run", "0"], &["status"]] {
+    let statistics = ["run", "--stats", "/dev/null", "--", "echo", "it runs"];
+    for words in [&["get"][..], &["get", "run"], &["set", "run", "0"], &["status"], &statistics] {
         let output = ask(ONE, words);
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && output.stdout.is_empty(), "{words:?}: {output:?}");
@@ -77,6 +79,8 @@ fn s6_who_may_not_ask_a_daemon_is_told_who_may() {
         assert!(error.contains(&format!("{told} {}:", path.display())), "{words:?}: {error}");
         assert!(!error.contains("no numerge daemon"), "{words:?}: {error}");
     }
+    let error = String::from_utf8(ask(ONE, &statistics).stderr).unwrap();
+    assert!(error.contains("with --set run=1 COMMAND has an engine of its own"), "{error}");
     assert_eq!(daemon.client().get("run").unwrap(), 1, "what was refused was not done");
     assert!(ask(0, &["get", "run"]).status.success());
     daemon.end();

@@ -11,6 +11,7 @@ mod control_dir;
 mod decay;
 mod files;
 mod frames;
+mod full;
 mod guests;
 mod hard;
 mod polled;

@@ -1,13 +1,9 @@
 // A program that may have no files any more (RLIMIT_NOFILE), as one in a sandbox: what it does to its memory means what
 // it did. Says "right" or "WRONG".
-#define _GNU_SOURCE
-#include <stdio.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "pages.h"
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 enum { BYTES = 4 << 20 };
 
@@ -27,7 +23,9 @@ static int holds(const char *memory, char byte) {
 
 int main(void) {
     char *moved = filled(), *dropped = filled(), *advised = filled();
-    sleep(2); // merged by now
+    char *all[] = {moved, dropped, advised};
+    for (int n = 0; n < 3; n++)
+        wait_merged(all[n], BYTES / PAGE, BYTES / PAGE - 1); // one may be left without a partner
     int self = syscall(SYS_pidfd_open, getpid(), 0);
     struct rlimit none = {0, 0};
     setrlimit(RLIMIT_NOFILE, &none);

@@ -1,20 +1,14 @@
 // What an io_uring reads into a registered buffer, which was merged again since, if that was possible. The ring is no
 // file in the first thread's table: "closed", it was registered (IORING_REGISTER_RING_FDS) and its descriptor
 // closed; "thread", a thread has a table of files of its own. Says "right", "WRONG" or "SKIPPED".
-#define _GNU_SOURCE
-#include <fcntl.h>
+#include "pages.h"
 #include <linux/io_uring.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
-#include <unistd.h>
-enum { PAGE = 4096, PAGES = 1024, READ = 64 * PAGE };
+enum { PAGES = 1024, READ = 64 * PAGE };
 static char *m; static int pipes[2];
 static void *use(void *mode) {
     int own = !strcmp(mode, "thread");
@@ -24,7 +18,7 @@ static void *use(void *mode) {
     if (ring < 0) { printf("SKIPPED: no io_uring\n"); exit(0); }
     char *sq = mmap(0, p.sq_off.array + p.sq_entries * 4, 3, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
     struct io_uring_sqe *sqe = mmap(0, 4 * sizeof *sqe, 3, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQES);
-    sleep(1); /* merged by now */
+    wait_merged(m, PAGES, PAGES - 1); /* one may be left without a partner */
     struct iovec buffer = {m, READ};
     if (syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &buffer, 1)) { perror("IORING_REGISTER_BUFFERS"); exit(2); }
     int enter = ring, flags = IORING_ENTER_GETEVENTS;

@@ -4,8 +4,6 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::bed::numerge;
 
 #[test]
@@ -34,19 +32,27 @@ fn a_command_that_cannot_be_run_ends_as_in_a_shell() {
 
 #[test]
 fn signals_go_to_the_command() {
-    let script = "trap 'echo got TERM; exit 3' TERM; echo ready; while :; do sleep 0.01; done";
-    let mut child =
-        numerge(&["run", "--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    lines.read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n");
-    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-    kill_process(pid, Signal::TERM).unwrap();
-    let mut rest = String::new();
-    lines.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest, "got TERM\n");
-    assert_eq!(child.wait().unwrap().code(), Some(3));
+    // By their numbers: bash has names for the real-time ones, sh has not.
+    let real_time = [libc::SIGRTMIN(), libc::SIGRTMIN() + 1, libc::SIGRTMAX()];
+    let named = [libc::SIGTERM, libc::SIGUSR1, libc::SIGALRM, libc::SIGPROF, libc::SIGIO];
+    for signal in named.into_iter().chain(real_time) {
+        let script = format!(
+            "trap 'echo got {signal}; exit 3' {signal}; echo ready; while :; do sleep 0.01; done"
+        );
+        let mut run = numerge(&["run", "--", "bash", "-c", &script]);
+        let mut child = run.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        let sent =
+            Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
+        assert!(sent.unwrap().success());
+        let mut rest = String::new();
+        lines.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, format!("got {signal}\n"));
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+    }
 }
 
 #[test]

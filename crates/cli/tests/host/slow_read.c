@@ -1,20 +1,12 @@
 // read(2) of a file that was not opened with O_DIRECT, of a file system that does without the page cache all the
 // same (FUSE): the pages of the buffer are pinned until the server answers, which takes SECONDS. The server is
 // a process forked before there is anything to be merged. Says "right", "WRONG" or "SKIPPED".
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "pages.h"
 #include <linux/fuse.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
-#include <unistd.h>
-enum { PAGE = 4096, PAGES = 1024, READ = 64 * PAGE };
+enum { PAGES = 1024, READ = 64 * PAGE };
 static void serve(int fd, int delay) {
     static char in[1 << 20];
     for (;;) {
@@ -54,7 +46,7 @@ int main(int argc, char **argv) {
     char *m = mmap(0, PAGES * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     for (int p = 0; p < PAGES; p++) memset(m + p * PAGE, 7, PAGE);
     madvise(m, PAGES * PAGE, MADV_MERGEABLE);
-    sleep(2); /* merged by now */
+    wait_merged(m, PAGES, PAGES - 1); /* one may be left without a partner */
     ssize_t got = read(fd, m, READ);
     int bad = 0;
     for (int i = 0; i < READ; i++) bad += m[i] != 'R';

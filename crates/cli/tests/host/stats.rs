@@ -72,3 +72,21 @@ fn s5_5_statistics_of_copies_have_the_names_that_a_merge_reports() {
     let more: BTreeSet<&str> = stats.difference(&report).copied().collect();
     assert_eq!(more, ONLY_OF_STATS.into(), "in statistics only");
 }
+
+/// Without an administrator, a domain has in it who asks for it.
+#[test]
+fn s6_an_engine_of_the_commands_own_has_the_domain_it_asks_for() {
+    if !can_merge() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (merged, file) = (scratch.path().join("merged"), scratch.path().join("stats"));
+    fs::create_dir(&merged).unwrap();
+    let mut run = numerge(&["run", "--domain", "web", "--stats"]);
+    run.arg(&file).args(AT_FULL_SPEED).arg("--").arg(c_program("copies.c")).arg(&merged).arg("1");
+    let output = run.output().unwrap();
+    // It waits until all of its pages are merged.
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stats: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(stats["domains"][0]["name"], "web", "{stats}");
+}
