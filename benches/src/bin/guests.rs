@@ -94,13 +94,14 @@ fn ksm_set(name: &str, value: &str) -> io::Result<()> {
 }
 
 /// Waits until the machine's available memory is at rest: what it gives back late after the guests' boot, nobody has
-/// merged, and what was merged comes back by and by.
-fn settle() -> io::Result<()> {
+/// merged, and what was merged comes back by and by. Tells of all that it sees.
+fn settle(mut see: impl FnMut(u64)) -> io::Result<()> {
     let began = Instant::now();
     let (mut settled, mut since) = (available_bytes()?, Instant::now());
     while since.elapsed() < SETTLED && began.elapsed() < UNSETTLED {
         sleep(SETTLED / 50);
         let now = available_bytes()?;
+        see(now);
         if now.abs_diff(settled) > SETTLED_BYTES {
             (settled, since) = (now, Instant::now());
         }
@@ -112,27 +113,29 @@ fn settle() -> io::Result<()> {
 /// what another gave back was, or "never".
 fn measure(name: &str, another: Option<i64>) -> io::Result<()> {
     let mut merger = Merger::find(name)?;
-    settle()?;
-    let before = available_bytes()?;
+    let mut before = available_bytes()?;
+    settle(|now| before = now)?;
     let began = Instant::now();
     merger.begin()?;
     let mut curve: Vec<(f64, i64)> = Vec::new();
     let (mut most, mut grew) = (0, Instant::now());
-    let given_back = || io::Result::Ok(available_bytes()?.cast_signed() - before.cast_signed());
+    let mut see = |now: u64| {
+        curve.push((began.elapsed().as_secs_f64(), now.cast_signed() - before.cast_signed()));
+    };
     while grew.elapsed() < REST || most == 0 {
         if began.elapsed() > TIMEOUT {
             return Err(io::Error::other("nothing at rest in time"));
         }
         let saved = merger.saved_bytes()?;
-        curve.push((began.elapsed().as_secs_f64(), given_back()?));
+        see(available_bytes()?);
         if saved > most + most / 100 {
             (most, grew) = (saved, Instant::now());
         }
         sleep(POLL);
     }
     let saved = merger.saved_bytes()?;
-    settle()?;
-    let freed = given_back()?;
+    settle(see)?;
+    let freed = curve.last().map_or(0, |(_, freed)| *freed);
     let reached = |wanted: i64| {
         let there = curve.iter().find(|(_, now)| *now * 100 >= wanted * 95);
         there.map_or("never".into(), |(seconds, _)| format!("{seconds:.3}"))

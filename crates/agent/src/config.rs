@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use numerge_protocol::{Scope, limits};
+use numerge_protocol::Scope;
 
 /// The engine's socket. Without it the agent does nothing.
 pub const SOCKET: &str = "NUMERGE_SOCKET";
@@ -75,14 +75,11 @@ pub(crate) fn check_socket(name: &str, socket: &OsStr) -> Result<(), String> {
 
 /// The domain set as `name`, if it is one.
 pub(crate) fn check_domain(name: &str, domain: &OsStr) -> Result<String, String> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let fits = |domain: &&str| {
-        (1..=limits::DOMAIN_BYTES).contains(&domain.len()) && domain.chars().all(allowed)
-    };
+    let fits = |domain: &&str| numerge_protocol::check_domain(domain).is_ok();
     domain.to_str().filter(fits).map(str::to_owned).ok_or_else(|| {
         format!(
             "{name}={domain:?}: 1 to {} bytes of A-Z, a-z, 0-9, '.', '_' and '-' are allowed",
-            limits::DOMAIN_BYTES
+            numerge_protocol::limits::DOMAIN_BYTES
         )
     })
 }

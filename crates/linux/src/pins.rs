@@ -11,8 +11,8 @@
 //! long is counted by the kernel. And looked through is what is mapped: [`crate::mapped`].
 //!
 //! A program can hide from this what it does at this very moment: a file that another thread closes while a
-//! read through it is under way is in no table any more, one that moves to other numbers twice may be passed
-//! by, and so may a thread with a table of its own where others end while threads are listed (`first_tid` in
+//! read through it is under way is in no table any more, one that moves to another number may be passed by
+//! where its number is used anew at once or the list is longer than one read of it, and so may a thread with a table of its own where others end while threads are listed (`first_tid` in
 //! the kernel's fs/proc/base.c then goes by how many there were). Not in any list are an io_uring without a
 //! descriptor or mapping of its own (IORING_SETUP_NO_MMAP with IORING_SETUP_REGISTERED_FD_ONLY), until it has
 //! pinned something for long, and files of processes that share this memory without being threads.
@@ -289,7 +289,7 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Option<Pins> {
     }
     if target.starts_with(b"/dev/")
         && !target.starts_with(b"/dev/shm/")
-        && !file.is_of(FileType::BlockDevice)
+        && file.kind() != Some(FileType::BlockDevice)
     {
         let known = HARMLESS_DEVICES.iter().any(|known| known.as_bytes() == target);
         return harmless(known || target.starts_with(b"/dev/pts/"));
@@ -305,7 +305,10 @@ fn pins_of(file: &ProcessFile<'_>, target: &[u8]) -> Option<Pins> {
         Some(_) if target.starts_with(b"/memfd:") => Some(Pins::None),
         Some(info) if !is_cached(info.mount) => Some(Pins::ByFiles),
         // Now that it is known that asking does not wait for anybody.
-        Some(_) => harmless(!file.is_of(FileType::CharacterDevice)),
+        Some(_) => match file.kind() {
+            None if file.is_closed() => None,
+            kind => harmless(kind.is_some_and(|kind| kind != FileType::CharacterDevice)),
+        },
     }
 }
 
@@ -423,10 +426,10 @@ impl ProcessFile<'_> {
         Some(Info { is_direct: flags & libc::O_DIRECT != 0, mount })
     }
 
-    /// Whether this is of a type: a disk, say, which is read and written as a file is.
-    fn is_of(&self, kind: FileType) -> bool {
-        rustix::fs::statat(self.directory, self.name, AtFlags::empty())
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind)
+    /// Of what type it is: a disk, say, is read and written as a file is. None if that can't be told.
+    fn kind(&self) -> Option<FileType> {
+        let stat = rustix::fs::statat(self.directory, self.name, AtFlags::empty());
+        stat.ok().map(|stat| FileType::from_raw_mode(stat.st_mode))
     }
 }
 
@@ -466,5 +469,22 @@ mod tests {
             assert_eq!(pins_of(unknown), Some(Pins::ByDevices), "{unknown}");
         }
         assert_eq!(pins_of("anon_inode:[io_uring]"), Some(Pins::ByFiles));
+    }
+
+    /// It may have another number now: who looks looks again.
+    #[test]
+    fn a_file_that_was_closed_before_it_was_asked_is_missed() {
+        let open = |path| std::fs::File::open(path).expect("proc");
+        let (directory, infos) = (open("/proc/self/fd"), open("/proc/self/fdinfo"));
+        let closed = ProcessFile {
+            directory: directory.as_fd(),
+            infos: infos.as_fd(),
+            name: c"1999999999",
+            is_first: true,
+        };
+        assert_eq!(pins_of(&closed, b"/usr/lib/some"), None);
+        for unknown in [&b"/dev/vfio/7"[..], b"socket:[1]"] {
+            assert_eq!(pins_of(&closed, unknown), Some(Pins::ByDevices));
+        }
     }
 }

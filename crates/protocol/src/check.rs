@@ -97,7 +97,12 @@ fn page_size(found: u32) -> Checked {
     if found.is_power_of_two() { Ok(()) } else { Err(Violation::PageSize { found }) }
 }
 
-fn domain(name: &str) -> Checked {
+/// Checks the name of a security domain.
+///
+/// # Errors
+///
+/// If it is empty or too long, or has a character that is not allowed.
+pub fn check_domain(name: &str) -> Result<(), Violation> {
     within("bytes of a domain's name", name.len() as u64, 1, DOMAIN_BYTES as u64)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name.chars().find(|&c| !allowed(c)) {
@@ -187,7 +192,7 @@ pub(crate) fn to_engine(message: &ToEngine<'_>) -> Checked {
         ToEngine::Hello { version: number, page_size: size, scope: _, domain: ref name } => {
             version(number)?;
             page_size(size)?;
-            name.as_deref().map_or(Ok(()), domain)
+            name.as_deref().map_or(Ok(()), check_domain)
         }
         ToEngine::Register { region: _, span: pages } => span("pages of a region", pages),
         ToEngine::Gone { span: pages } => span("pages gone", pages),

@@ -58,6 +58,7 @@
 //! | pages of a file | 1 | 2^18 |
 //! | mappings in use; allowed | 0; 1 | 2^31 - 1 |
 //! | number of an error | 1 | 4095 |
+//! | messages about regions that an engine keeps for one client | | 16 384 |
 //! | in `Welcome`: regions, their pages, runs and pages of a merge | 1 | 2^16, 2^36, 1024, 16 384 |
 //!
 //! # Conversation
@@ -137,7 +138,7 @@ mod peer;
 pub mod proc_files;
 mod socket;
 
-pub use check::Violation;
+pub use check::{Violation, check_domain};
 pub use codec::{DecodeError, EncodeError, Message, Reading, decode, encode};
 pub use error::{DescriptorError, ReceiveError, SendError, SocketError};
 pub use listener::Listener;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
@@ -33,9 +34,14 @@ const fn yes() -> bool {
 
 /// Reads it.
 pub(super) fn read(path: &Path) -> Result<Domains, Box<dyn Error>> {
-    let refused = |error: &dyn Error| format!("{}: {error}", path.display());
+    let refused = |error: &dyn fmt::Display| format!("{}: {error}", path.display());
     let text = fs::read_to_string(path).map_err(|error| refused(&error))?;
     let Config { by_user, domain } = toml::from_str(&text).map_err(|error| refused(&error))?;
+    for name in domain.keys() {
+        // What no client can ask for.
+        numerge_protocol::check_domain(name)
+            .map_err(|error| refused(&format_args!("{name}: {error}")))?;
+    }
     let named = domain
         .into_iter()
         .map(|(name, ConfigDomain { uids })| (name, Members { users: uids.into_iter().collect() }));

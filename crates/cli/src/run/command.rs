@@ -6,21 +6,39 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 use signal_hook::consts::{
-    SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGVTALRM,
-    SIGWINCH,
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGWINCH,
 };
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
-/// Passed on to the command, beside the real-time signals (without the value that may come with one). The rest does
-/// what it always does: what stops a terminal's foreground stops both.
-const PASSED_ON: [i32; 11] = [
-    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO,
+/// Passed on to the command, beside the real-time signals: of each at most five that wait, and without the value that
+/// may come with one. The rest does what it always does: what stops a terminal's foreground stops both.
+const PASSED_ON: [i32; 14] = [
+    SIGHUP,
+    SIGINT,
+    SIGQUIT,
+    SIGTERM,
+    SIGUSR1,
+    SIGUSR2,
+    SIGALRM,
+    SIGVTALRM,
+    SIGPROF,
+    SIGIO,
+    SIGCONT,
     SIGWINCH,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
 ];
+
+/// Come from a terminal to all of its foreground's processes, the copies too.
+const OF_TERMINALS: [i32; 3] = [SIGINT, SIGQUIT, SIGWINCH];
+
+/// Variables, and what they are set to, if at all.
+pub(crate) type Environment = Vec<(&'static str, Option<OsString>)>;
 
 /// What ends as this program is to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +61,7 @@ impl Copies {
     /// Starts `count` copies. If one can't be started, those that were are killed.
     pub(crate) fn start(
         command: &[OsString],
-        environment: &[(OsString, OsString)],
+        environment: &Environment,
         count: u32,
     ) -> io::Result<Self> {
         let (program, arguments) =
@@ -54,7 +72,13 @@ impl Copies {
         let mut copies = Self { children: Vec::new(), alive, signals };
         let started = copies.start_all(count, || {
             let mut command = Command::new(program);
-            command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
+            command.args(arguments);
+            for (name, value) in environment {
+                match value {
+                    Some(value) => command.env(name, value),
+                    None => command.env_remove(name),
+                };
+            }
             command
         });
         match started {
@@ -135,15 +159,13 @@ fn pass_on(copies: &Arc<Mutex<Vec<Pid>>>) -> io::Result<signal_hook::iterator::H
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for origin in signals.forever() {
             let Origin { signal, cause, .. } = origin;
-            // A terminal's own signals go to all of its foreground group, the copies too.
-            if matches!(cause, Cause::Kernel) {
+            if matches!(cause, Cause::Kernel) && OF_TERMINALS.contains(&signal) {
                 continue;
             }
-            // SAFETY: the kernel has sent it, and the C library keeps none of these for itself.
-            let signal = unsafe { Signal::from_raw_unchecked(signal) };
             for pid in alive(&copies).iter() {
-                // It may have ended just now.
-                let _ = rustix::process::kill_process(*pid, signal);
+                // SAFETY: signals a child that has not been waited for, and touches no memory. It may have ended
+                // just now. rustix has no names for real-time signals.
+                unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) };
             }
         }
     })?;
@@ -166,6 +188,14 @@ pub(crate) fn end_by(signal: i32) {
         rustix::process::Resource::Core,
         rustix::process::Rlimit { current: Some(0), maximum: None },
     );
-    // Fails for signals whose default is not to end anything, and no command ends by those.
-    let _ = signal_hook::low_level::emulate_default_handler(signal);
+    // SAFETY: gives the signal its default, and lets it come; nothing is to be done here any more. What is not a
+    // signal is refused.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        let mut set = std::mem::MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+        libc::raise(signal);
+    }
 }

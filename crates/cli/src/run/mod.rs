@@ -18,7 +18,7 @@ use numerge_server::{Domains, Members, Socket};
 use crate::host::{self, Setting};
 use crate::log;
 use crate::processes::Processes;
-use command::{Copies, End};
+use command::{Copies, End, Environment};
 use stats::Sampler;
 
 /// What of the programs' memory is merged.
@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     scope: Scope,
     /// The security domain to merge in, as the daemon's configuration names it; an engine of COMMAND's own
     /// has it for this user
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = domain_name)]
     domain: Option<String>,
     /// Writes the counters to FILE in the end, as JSON, as they last were while COMMAND ran. Those of a
     /// daemon are the whole host's, and for who may ask it; with --set, say, there is an engine of COMMAND's own
@@ -180,7 +180,7 @@ fn proc_socket(socket: &Path) -> PathBuf {
 }
 
 /// What the agent in the command and its descendants goes by.
-fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Vec<(OsString, OsString)> {
+fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Environment {
     let mut preload = agent.as_os_str().to_owned();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");
@@ -192,19 +192,20 @@ fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Vec<(OsStr
     };
     // What a program has set that executes this one.
     let merge = std::env::var_os(AGENT_MEMORY_MERGE).unwrap_or_else(|| "0".into());
-    let mut environment: Vec<(OsString, OsString)> = vec![
-        ("LD_PRELOAD".into(), preload),
-        (AGENT_SOCKET.into(), socket.into()),
-        (AGENT_SCOPE.into(), scope.into()),
-        (AGENT_MEMORY_MERGE.into(), merge),
-    ];
-    if let Some(domain) = &arguments.domain {
-        environment.push((AGENT_DOMAIN.into(), domain.into()));
-    }
-    if arguments.as_ksm {
-        environment.push((AGENT_AS_KSM.into(), proc_socket(socket).into()));
-    }
-    environment
+    let proc_files = arguments.as_ksm.then(|| proc_socket(socket).into());
+    // What another engine's command has got from it is not for this one's.
+    vec![
+        ("LD_PRELOAD", Some(preload)),
+        (AGENT_SOCKET, Some(socket.into())),
+        (AGENT_SCOPE, Some(scope.into())),
+        (AGENT_MEMORY_MERGE, Some(merge)),
+        (AGENT_DOMAIN, arguments.domain.as_ref().map(OsString::from)),
+        (AGENT_AS_KSM, proc_files),
+    ]
+}
+
+fn domain_name(name: &str) -> Result<String, numerge_protocol::Violation> {
+    numerge_protocol::check_domain(name).map(|()| name.to_owned())
 }
 
 /// The preload library: where NUMERGE_AGENT says, beside this program, or where it is installed.

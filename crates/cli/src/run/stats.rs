@@ -20,7 +20,9 @@ pub(crate) enum StatsError {
     Write { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Ask(AskError),
-    #[error("no statistics of a daemon: {0}; with --set run=1 COMMAND has an engine of its own")]
+    #[error(
+        "no statistics of a daemon: {0}; with --set run=1 and no --socket COMMAND has an engine of its own"
+    )]
     Daemon(AskError),
     #[error("can't start a thread: {0}")]
     Thread(io::Error),

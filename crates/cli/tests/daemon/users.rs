@@ -54,6 +54,25 @@ fn s6_users_that_the_administrator_lists_share_a_domain() {
     daemon.until_merged(PAGES, PAGES);
 }
 
+#[test]
+fn s6_a_configuration_that_makes_no_sense_is_named_with_what_is_allowed() {
+    let Some(bed) = Bed::new() else { return };
+    let config = bed.path("config");
+    for (text, said) in [
+        ("by_user = 3", "by_user"),
+        ("users = true", "unknown field `users`, expected `by_user` or `domain`"),
+        ("[domain.web]\nuids = [-1]", "uids"),
+        ("[domain.\"a b\"]\nuids = [1]", "only A-Z, a-z, 0-9, '.', '_' and '-' are allowed"),
+        ("[domain.\"\"]\nuids = [1]", "0, where 1 to 64 are allowed"),
+    ] {
+        fs::write(&config, text).unwrap();
+        let output = bed.daemon_command(&["--config", config.to_str().unwrap()]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{text}");
+        assert!(error.contains(&*config.to_string_lossy()) && error.contains(said), "{error}");
+    }
+}
+
 /// Who may not ask is not told that nobody is there.
 #[test]
 fn s6_who_may_not_ask_a_daemon_is_told_who_may() {
@@ -80,7 +99,7 @@ fn s6_who_may_not_ask_a_daemon_is_told_who_may() {
         assert!(!error.contains("no numerge daemon"), "{words:?}: {error}");
     }
     let error = String::from_utf8(ask(ONE, &statistics).stderr).unwrap();
-    assert!(error.contains("with --set run=1 COMMAND has an engine of its own"), "{error}");
+    assert!(error.contains("with --set run=1 and no --socket COMMAND has an engine"), "{error}");
     assert_eq!(daemon.client().get("run").unwrap(), 1, "what was refused was not done");
     assert!(ask(0, &["get", "run"]).status.success());
     daemon.end();

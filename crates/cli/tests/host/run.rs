@@ -30,29 +30,56 @@ fn a_command_that_cannot_be_run_ends_as_in_a_shell() {
     assert_eq!(code("/"), Some(126));
 }
 
+/// As `kill` has it, which sends real-time signals too.
+fn send(signal: i32, child: &std::process::Child) {
+    let kill = format!("kill -{signal} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
 #[test]
 fn signals_go_to_the_command() {
-    // By their numbers: bash has names for the real-time ones, sh has not.
     let real_time = [libc::SIGRTMIN(), libc::SIGRTMIN() + 1, libc::SIGRTMAX()];
     let named = [libc::SIGTERM, libc::SIGUSR1, libc::SIGALRM, libc::SIGPROF, libc::SIGIO];
     for signal in named.into_iter().chain(real_time) {
         let script = format!(
-            "trap 'echo got {signal}; exit 3' {signal}; echo ready; while :; do sleep 0.01; done"
+            "trap 'echo got {signal}; exit 3' {signal}; echo ready; for i in $(seq 1000); do sleep 0.01; done"
         );
-        let mut run = numerge(&["run", "--", "bash", "-c", &script]);
+        let mut run = numerge(&["run", "--", "sh", "-c", &script]);
         let mut child = run.stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         lines.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n");
-        let sent =
-            Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
-        assert!(sent.unwrap().success());
+        send(signal, &child);
         let mut rest = String::new();
         lines.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, format!("got {signal}\n"));
         assert_eq!(child.wait().unwrap().code(), Some(3));
     }
+}
+
+#[test]
+fn a_command_that_ends_by_a_signal_passed_on_has_us_end_by_it() {
+    for signal in [libc::SIGTERM, libc::SIGIO, libc::SIGPWR, libc::SIGRTMIN(), libc::SIGRTMAX()] {
+        let mut run = numerge(&["run", "--", "sh", "-c", "echo ready; exec sleep 10"]);
+        let mut child = run.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        send(signal, &child);
+        assert_eq!(child.wait().unwrap().signal(), Some(signal));
+    }
+}
+
+/// A timer outlives an exec: who sets one limits what it executes.
+#[test]
+fn a_timer_from_before_ends_the_command() {
+    // As alarm(2) and exec(2); bash has no such thing.
+    let script = "import os, signal, sys; signal.alarm(1); os.execv(sys.argv[1], sys.argv[1:])";
+    let run = numerge(&["run", "--", "sleep", "10"]);
+    let mut timed = Command::new("python3");
+    timed.args(["-c", script]).arg(run.get_program()).args(run.get_args());
+    timed.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    assert_eq!(timed.status().unwrap().signal(), Some(libc::SIGALRM));
 }
 
 #[test]
@@ -115,12 +142,14 @@ fn copies_run_side_by_side_and_the_first_bad_end_counts() {
 
 #[test]
 fn bad_arguments_are_named_with_what_is_allowed() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["run", "--", "/no/such/program"], "can't run /no/such/program"),
         (&["run", "--set", "nonsense=1", "--", "true"], "no knob 'nonsense': there are run,"),
         (&["run", "--set", "run=x", "--", "true"], "run can't be 'x': allowed is 0 to 2"),
         (&["run", "--set", "max_page_sharing=1", "--", "true"], "allowed is 2 to"),
         (&["run", "--socket", "/no/such/socket", "--", "true"], "no numerge daemon answers at"),
+        (&["run", "--domain", "a b", "--", "true"], "only A-Z, a-z, 0-9, '.', '_' and '-'"),
+        (&["run", "--domain", "", "--", "true"], "0, where 1 to 64 are allowed"),
         (&["run", "--log", "loud", "--", "true"], "[possible values: error, warn, info, debug]"),
         (&["run", "--log", "info", "--socket", "x", "--", "true"], "--log is for an engine of"),
         (&["run", "--stats", "/no/such/place/x", "--", "true"], "can't write statistics to"),
