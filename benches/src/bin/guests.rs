@@ -136,6 +136,9 @@ fn measure(name: &str, another: Option<i64>) -> io::Result<()> {
     let saved = merger.saved_bytes()?;
     settle(see)?;
     let freed = curve.last().map_or(0, |(_, freed)| *freed);
+    if freed <= 0 {
+        return Err(io::Error::other("nothing was given back"));
+    }
     let reached = |wanted: i64| {
         let there = curve.iter().find(|(_, now)| *now * 100 >= wanted * 95);
         there.map_or("never".into(), |(seconds, _)| format!("{seconds:.3}"))

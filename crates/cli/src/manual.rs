@@ -117,7 +117,10 @@ fn environment(command: &str) -> Vec<(String, String)> {
         );
         add("LD_PRELOAD", "Has the agent before what it had, for COMMAND.");
         add(AGENT_SCOPE, "Is set for COMMAND, to what \\-\\-scope says.");
-        add(AGENT_DOMAIN, "Is set for COMMAND, to what \\-\\-domain says, or not at all.");
+        add(
+            AGENT_DOMAIN,
+            "Is set for COMMAND, to what \\-\\-domain says. Without, it stays as it is for a daemon.",
+        );
         add(
             "XDG_RUNTIME_DIR",
             "Where the socket of an engine of COMMAND's own is; else in TMPDIR.",

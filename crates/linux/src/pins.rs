@@ -12,8 +12,9 @@
 //!
 //! A program can hide from this what it does at this very moment: a file that another thread closes while a
 //! read through it is under way is in no table any more, one that moves to another number may be passed by
-//! where its number is used anew at once or the list is longer than one read of it, and so may a thread with a table of its own where others end while threads are listed (`first_tid` in
-//! the kernel's fs/proc/base.c then goes by how many there were). Not in any list are an io_uring without a
+//! where its number is used anew at once or the list is longer than one read of it, and so may a thread with a
+//! table of its own where others end while threads are listed (`first_tid` in the kernel's fs/proc/base.c then
+//! goes by how many there were). Not in any list are an io_uring without a
 //! descriptor or mapping of its own (IORING_SETUP_NO_MMAP with IORING_SETUP_REGISTERED_FD_ONLY), until it has
 //! pinned something for long, and files of processes that share this memory without being threads.
 

@@ -40,7 +40,7 @@ pub(super) fn read(path: &Path) -> Result<Domains, Box<dyn Error>> {
     for name in domain.keys() {
         // What no client can ask for.
         numerge_protocol::check_domain(name)
-            .map_err(|error| refused(&format_args!("{name}: {error}")))?;
+            .map_err(|error| refused(&format_args!("{name:?}: {error}")))?;
     }
     let named = domain
         .into_iter()

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::process::{DumpableBehavior, Pid, WaitId, WaitIdOptions};
 use signal_hook::consts::{
     SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
     SIGVTALRM, SIGWINCH,
@@ -184,10 +184,7 @@ fn is_ignored(signal: i32) -> bool {
 /// Ends this program by a signal, as the command ended. Returns if the signal does not do that.
 pub(crate) fn end_by(signal: i32) {
     // The command's core is the one of interest.
-    let _ = rustix::process::setrlimit(
-        rustix::process::Resource::Core,
-        rustix::process::Rlimit { current: Some(0), maximum: None },
-    );
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // SAFETY: gives the signal its default, and lets it come; nothing is to be done here any more. What is not a
     // signal is refused.
     unsafe {

@@ -86,7 +86,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     };
     let started = Copies::start(
         &arguments.command,
-        &environment(arguments, &agent, &socket),
+        &environment(arguments, &agent, &socket, own.is_some()),
         arguments.copies,
     );
     let copies = match started {
@@ -180,7 +180,7 @@ fn proc_socket(socket: &Path) -> PathBuf {
 }
 
 /// What the agent in the command and its descendants goes by.
-fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Environment {
+fn environment(arguments: &Arguments, agent: &Path, socket: &Path, is_own: bool) -> Environment {
     let mut preload = agent.as_os_str().to_owned();
     if let Some(others) = std::env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
         preload.push(":");
@@ -192,15 +192,17 @@ fn environment(arguments: &Arguments, agent: &Path, socket: &Path) -> Environmen
     };
     // What a program has set that executes this one.
     let merge = std::env::var_os(AGENT_MEMORY_MERGE).unwrap_or_else(|| "0".into());
+    // A daemon's, or that of a command that this one is run by. A new engine knows nothing of it.
+    let inherited = |name| if is_own { None } else { std::env::var_os(name) };
+    let domain = arguments.domain.as_ref().map(OsString::from);
     let proc_files = arguments.as_ksm.then(|| proc_socket(socket).into());
-    // What another engine's command has got from it is not for this one's.
     vec![
         ("LD_PRELOAD", Some(preload)),
         (AGENT_SOCKET, Some(socket.into())),
         (AGENT_SCOPE, Some(scope.into())),
         (AGENT_MEMORY_MERGE, Some(merge)),
-        (AGENT_DOMAIN, arguments.domain.as_ref().map(OsString::from)),
-        (AGENT_AS_KSM, proc_files),
+        (AGENT_DOMAIN, domain.or_else(|| inherited(AGENT_DOMAIN))),
+        (AGENT_AS_KSM, proc_files.or_else(|| inherited(AGENT_AS_KSM))),
     ]
 }
 

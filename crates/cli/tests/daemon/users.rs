@@ -66,7 +66,10 @@ fn s6_a_configuration_that_makes_no_sense_is_named_with_what_is_allowed() {
         ("[domain.\"\"]\nuids = [1]", "0, where 1 to 64 are allowed"),
     ] {
         fs::write(&config, text).unwrap();
-        let output = bed.daemon_command(&["--config", config.to_str().unwrap()]).output().unwrap();
+        let daemon = bed.daemon_command(&["--config", config.to_str().unwrap()]);
+        let mut command = Command::new("timeout");
+        command.arg("20").arg(daemon.get_program()).args(daemon.get_args());
+        let output = command.output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{text}");
         assert!(error.contains(&*config.to_string_lossy()) && error.contains(said), "{error}");

@@ -23,8 +23,8 @@ fn in_full(command: &Command, also_tmpdir: bool) -> Option<Output> {
     // Not one file more, and not one page.
     let script = "mount -t tmpfs -o size=64k,nr_inodes=2 none /dev/shm
         dd if=/dev/zero of=/dev/shm/filling bs=4096 2>/dev/null || true
-        if { echo more >>/dev/shm/filling; } 2>/dev/null; then echo not full; exit 99; fi
-        if mkdir /dev/shm/more 2>/dev/null; then echo not full; exit 99; fi
+        if { echo more >>/dev/shm/filling; } 2>/dev/null; then echo not full >&2; exit 99; fi
+        if mkdir /dev/shm/more 2>/dev/null; then echo not full >&2; exit 99; fi
         \"$@\"";
     let mut full = Command::new("unshare");
     full.args(["--mount", "--propagation", "private", "sh", "-euc", script, "sh"]);

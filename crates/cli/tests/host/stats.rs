@@ -90,3 +90,24 @@ fn s6_an_engine_of_the_commands_own_has_the_domain_it_asks_for() {
     let stats: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!(stats["domains"][0]["name"], "web", "{stats}");
 }
+
+/// One in the other: of the same engine the domain stays, of another it does not.
+#[test]
+fn s6_a_command_that_runs_another_hands_on_its_engine_with_its_domain() {
+    if !can_merge() {
+        return;
+    }
+    for (inner, named) in [(&[][..], true), (&AT_FULL_SPEED[..], false)] {
+        let scratch = tempfile::tempdir().unwrap();
+        let (merged, file) = (scratch.path().join("merged"), scratch.path().join("stats"));
+        fs::create_dir(&merged).unwrap();
+        let mut run = numerge(&["run", "--domain", "web", "--stats"]);
+        run.arg(&file).args(AT_FULL_SPEED).arg("--").arg(env!("CARGO_BIN_EXE_numerge")).arg("run");
+        run.args(inner).arg("--").arg(c_program("copies.c")).arg(&merged).arg("1");
+        let output = run.output().unwrap();
+        // It waits until all of its pages are merged.
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stats: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!(stats["domains"][0]["name"] == "web", named, "{stats}");
+    }
+}
