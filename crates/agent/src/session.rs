@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use numerge_engine::Kpfn;
 use numerge_engine::machine::{self, Memory, MemoryError, Vpn};
 use numerge_linux::{FrameSource, Part};
-use numerge_protocol::limits::{ADDRESS_PAGES, FILE_PAGES, MAPPINGS};
+use numerge_protocol::limits::{ADDRESS_PAGES, FILE_PAGES, MAPPINGS, REGION_MESSAGES};
 use numerge_protocol::{
     self as protocol, Answer, Buffer, Errno, Limits, Outcome, OutcomeRun, ReceiveError,
     RegionError, RegionId, Run, SendError, Sequence, Socket, Span, Target, ToClient, ToEngine,
-    Unmerged, limits,
+    Unmerged,
 };
 use rustix::event::PollFlags;
 
@@ -44,7 +44,7 @@ const LOOK_SHARE: u32 = 10;
 const LOOK_RANGES: usize = 4096;
 /// Most regions that are told of before the engine is listened to again: it may wait for an answer before it takes
 /// any more of them.
-const REGISTERED_AT_ONCE: u64 = limits::REGION_MESSAGES as u64 / 4;
+const REGISTERED_AT_ONCE: u64 = REGION_MESSAGES as u64 / 4;
 
 pub(crate) struct Session<'a> {
     socket: &'a Socket,

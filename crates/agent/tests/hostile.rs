@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use common::engine::{Counts, Engine};
 use common::{can_merge, output, program, with_agent};
+use numerge_protocol::limits::REGION_MESSAGES;
 
+/// Of hostile.c's patchwork.
+const REGIONS: u64 = 12_000;
 /// Longer than any of them takes, by far.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -122,6 +125,17 @@ fn s1_1_places_that_are_used_again() {
 #[test]
 fn s6_memory_of_the_c_librarys_is_left_alone() {
     fine(&["librarys_own", "places_that_change_hands"]);
+}
+
+/// What the engine asks is answered in time, however many mappings there are to be told of.
+#[test]
+fn s6_who_tells_of_many_regions_listens_in_between() {
+    let program = program("hostile");
+    if let Some(counts) = run(&program, "patchwork", |_| {}) {
+        assert!(counts.registered >= REGIONS, "{counts:?}");
+        assert!((1..REGION_MESSAGES as u64 / 2).contains(&counts.behind), "{counts:?}");
+    }
+    std::fs::remove_file(program).unwrap();
 }
 
 #[test]

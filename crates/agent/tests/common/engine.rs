@@ -50,6 +50,8 @@ pub struct Counts {
     pub unmerged: u64,
     pub byes: u64,
     pub lies: u64,
+    /// Most regions that were told of between a question and its answer.
+    pub behind: u64,
 }
 
 impl Engine {
@@ -154,6 +156,8 @@ struct Connection<'a> {
     unmerging: BTreeMap<u64, ()>,
     sequence: u64,
     at: Vpn,
+    /// Regions told of since something was asked.
+    behind: u64,
 }
 
 impl<'a> Connection<'a> {
@@ -172,6 +176,7 @@ impl<'a> Connection<'a> {
             unmerging: BTreeMap::new(),
             sequence: 0,
             at: Vpn(0),
+            behind: 0,
         };
         let mut greeted = false;
         while !shared.stop.load(Ordering::Relaxed) {
@@ -235,6 +240,8 @@ impl<'a> Connection<'a> {
                 // Only what is registered nowhere may be.
                 counts.lies += u64::from(self.live.next_in(&pages).is_some());
                 counts.registered += span.pages;
+                self.behind += u64::from(!self.asked.is_empty());
+                counts.behind = counts.behind.max(self.behind);
                 self.live.insert(pages, region.0);
                 self.spans.insert(region.0, span);
             }
@@ -311,6 +318,7 @@ impl<'a> Connection<'a> {
             self.at = Vpn(0);
             return;
         }
+        self.behind = 0;
         let sequence = self.sequence;
         self.sequence += 1;
         if self.shared.unmerges.load(Ordering::Relaxed) && sequence % 7 == 3 {

@@ -255,6 +255,21 @@ static void storm(void) {
         CHECK(holds(many + (2 * n + 1) * PAGE, 0));
 }
 
+// Many mappings side by side, offered at once: those that can be written to are told of.
+static void patchwork(void) {
+    enum { REGIONS = 12000 };
+    unsigned char *many = anonymous(2 * REGIONS);
+    for (size_t n = 0; n < 2 * REGIONS; n++)
+        fill(many + n * PAGE, 1 + n % 50);
+    for (size_t n = 0; n < REGIONS; n++)
+        CHECK(mprotect(many + 2 * n * PAGE, PAGE, PROT_READ) == 0);
+    CHECK(madvise(many, 2 * REGIONS * PAGE, MADV_MERGEABLE) == 0);
+    while (getenv("NUMERGE_SOCKET") && tracked() < REGIONS)
+        usleep(50000);
+    for (size_t n = 0; n < 2 * REGIONS; n++)
+        CHECK(holds(many + n * PAGE, 1 + n % 50));
+}
+
 // Memory that the C library maps and unmaps itself is left alone, whatever the program says of it.
 static void librarys_own(void) {
     for (int round = 0; round < 3; round++) {
@@ -548,6 +563,7 @@ int main(int argc, char **argv) {
         {"atfork_lock", atfork_lock},
         {"process_advice", process_advice},
         {"reuse", reuse},
+        {"patchwork", patchwork},
         {"storm", storm},
         {"kinds_of_fork", kinds_of_fork},
         {"clone_offers", clone_offers},

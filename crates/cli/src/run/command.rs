@@ -6,11 +6,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::process::{DumpableBehavior, Pid, WaitId, WaitIdOptions};
-use signal_hook::consts::{
-    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
-    SIGVTALRM, SIGWINCH,
+use libc::{
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGPWR, SIGQUIT, SIGSTKFLT, SIGTERM, SIGUSR1,
+    SIGUSR2, SIGVTALRM, SIGWINCH,
 };
+use rustix::process::{DumpableBehavior, Pid, WaitId, WaitIdOptions};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
@@ -18,20 +18,8 @@ use signal_hook::low_level::siginfo::{Cause, Origin};
 /// Passed on to the command, beside the real-time signals: of each at most five that wait, and without the value that
 /// may come with one. The rest does what it always does: what stops a terminal's foreground stops both.
 const PASSED_ON: [i32; 14] = [
-    SIGHUP,
-    SIGINT,
-    SIGQUIT,
-    SIGTERM,
-    SIGUSR1,
-    SIGUSR2,
-    SIGALRM,
-    SIGVTALRM,
-    SIGPROF,
-    SIGIO,
-    SIGCONT,
-    SIGWINCH,
-    libc::SIGPWR,
-    libc::SIGSTKFLT,
+    SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO,
+    SIGCONT, SIGWINCH, SIGPWR, SIGSTKFLT,
 ];
 
 /// Come from a terminal to all of its foreground's processes, the copies too.

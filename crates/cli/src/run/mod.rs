@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         (None, None) => return Err("no engine".into()),
     };
     let sampler = match &arguments.stats {
-        Some(file) => Some(Sampler::start(&socket, file, daemon.is_some())?),
+        Some(file) => Some(Sampler::start(&socket, file)?),
         None => None,
     };
     let started = Copies::start(

@@ -18,12 +18,10 @@ const POLL: Duration = Duration::from_millis(50);
 pub(crate) enum StatsError {
     #[error("can't write statistics to {}: {source}", .path.display())]
     Write { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Ask(AskError),
     #[error(
-        "no statistics of a daemon: {0}; with --set run=1 and no --socket COMMAND has an engine of its own"
+        "no statistics: {0}; with --set run=1 and no --socket COMMAND has an engine of its own"
     )]
-    Daemon(AskError),
+    Ask(#[from] AskError),
     #[error("can't start a thread: {0}")]
     Thread(io::Error),
 }
@@ -37,9 +35,8 @@ pub(crate) struct Sampler {
 
 impl Sampler {
     /// Begins to look. Tries at once whether the file can be written.
-    pub(crate) fn start(socket: &Path, file: &Path, is_daemon: bool) -> Result<Self, StatsError> {
-        let why = if is_daemon { StatsError::Daemon } else { StatsError::Ask };
-        let client = Client::connect(&path_beside(socket)).map_err(why)?;
+    pub(crate) fn start(socket: &Path, file: &Path) -> Result<Self, StatsError> {
+        let client = Client::connect(&path_beside(socket))?;
         fs::write(file, "").map_err(|source| StatsError::Write { path: file.into(), source })?;
         let (stop, stopped) = channel();
         let thread = std::thread::Builder::new()

@@ -46,6 +46,18 @@ pub(crate) fn numerge(arguments: &[&str]) -> Command {
     command
 }
 
+/// A command by way of another one, which executes what its last arguments say.
+pub(crate) fn by_way_of(mut other: Command, command: &Command) -> Command {
+    other.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => other.env(name, value),
+            None => other.env_remove(name),
+        };
+    }
+    other
+}
+
 /// Whether this machine lets programs be merged; says so if not.
 pub(crate) fn can_merge() -> bool {
     match numerge_linux::check_kernel() {

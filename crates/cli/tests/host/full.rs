@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use crate::bed::{AT_FULL_SPEED, c_program, can_merge, numerge};
+use crate::bed::{AT_FULL_SPEED, by_way_of, c_program, can_merge, numerge};
 
 #[test]
 fn s6_statistics_that_can_not_be_written_are_complained_of_when_the_command_has_ended() {
@@ -28,13 +28,7 @@ fn in_full(command: &Command, also_tmpdir: bool) -> Option<Output> {
         \"$@\"";
     let mut full = Command::new("unshare");
     full.args(["--mount", "--propagation", "private", "sh", "-euc", script, "sh"]);
-    full.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => full.env(name, value),
-            None => full.env_remove(name),
-        };
-    }
+    let mut full = by_way_of(full, command);
     if also_tmpdir {
         full.env("TMPDIR", "/dev/shm").env_remove("XDG_RUNTIME_DIR");
     }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
-use crate::bed::numerge;
+use crate::bed::{by_way_of, numerge};
 
 #[test]
 fn the_commands_exit_status_is_ours() {
@@ -76,8 +76,8 @@ fn a_timer_from_before_ends_the_command() {
     let script = "trap 'exit 3' ALRM; for i in $(seq 1000); do sleep 0.01; done";
     let run = numerge(&["run", "--", "sh", "-c", script]);
     let mut timed = Command::new("perl");
-    timed.args(["-e", "alarm 2; exec @ARGV"]).arg(run.get_program()).args(run.get_args());
-    timed.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    timed.args(["-e", "alarm 2; exec @ARGV"]);
+    let mut timed = by_way_of(timed, &run);
     assert_eq!(timed.status().unwrap().code(), Some(3));
 }
 
@@ -95,17 +95,10 @@ fn a_signal_that_comes_while_copies_are_started_goes_to_all() {
 
 #[test]
 fn a_signal_that_is_ignored_stays_so() {
-    let script = "trap '' HUP; exec \"$0\" run -- sh -c 'kill -HUP $$; echo alive'";
-    let output = numerge(&[]);
     let mut sh = Command::new("sh");
-    sh.args(["-c", script]).arg(output.get_program());
-    for (name, value) in output.get_envs() {
-        match value {
-            Some(value) => sh.env(name, value),
-            None => sh.env_remove(name),
-        };
-    }
-    let output = sh.output().unwrap();
+    sh.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]);
+    let run = numerge(&["run", "--", "sh", "-c", "kill -HUP $$; echo alive"]);
+    let output = by_way_of(sh, &run).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "alive\n");
 }
 

@@ -40,20 +40,26 @@ fn names(object: &Value) -> BTreeSet<&str> {
     object.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
+/// The statistics of a run by these words, which end with `--`, of so many copies of copies.c; it ends when all of
+/// their pages are merged.
+fn statistics(words: &[&str], copies: u64) -> Value {
+    let scratch = tempfile::tempdir().unwrap();
+    let (merged, file) = (scratch.path().join("merged"), scratch.path().join("stats"));
+    fs::create_dir(&merged).unwrap();
+    let mut run = numerge(&["run", "--stats"]);
+    run.arg(&file).args(AT_FULL_SPEED).args(words).arg(c_program("copies.c"));
+    let output = run.arg(&merged).arg(copies.to_string()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_dir(&merged).unwrap().count() as u64, copies);
+    serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap()
+}
+
 #[test]
 fn s5_5_statistics_of_copies_have_the_names_that_a_merge_reports() {
     if !can_merge() {
         return;
     }
-    let scratch = tempfile::tempdir().unwrap();
-    let (merged, file) = (scratch.path().join("merged"), scratch.path().join("stats"));
-    fs::create_dir(&merged).unwrap();
-    let mut run = numerge(&["run", "-n", &COPIES.to_string()]);
-    run.args(AT_FULL_SPEED).arg("--stats").arg(&file).arg("--").arg(c_program("copies.c"));
-    let output = run.arg(&merged).arg(COPIES.to_string()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(fs::read_dir(&merged).unwrap().count() as u64, COPIES);
-    let stats: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let stats = statistics(&["-n", &COPIES.to_string(), "--"], COPIES);
     // All copies' pages, in one frame for each content.
     let saved = (PAGES * COPIES - PAGES / ALIKE) * 4096;
     assert_eq!(stats["bytes_saved_peak"], saved, "{stats}");
@@ -61,6 +67,7 @@ fn s5_5_statistics_of_copies_have_the_names_that_a_merge_reports() {
         assert!(stats[counter].as_u64() > Some(0), "{counter}: {stats}");
     }
 
+    let scratch = tempfile::tempdir().unwrap();
     let image = scratch.path().join("image");
     fs::write(&image, vec![7; 1 << 20]).unwrap();
     let output = numerge(&["merge", "--json"]).arg(&image).output().unwrap();
@@ -73,41 +80,20 @@ fn s5_5_statistics_of_copies_have_the_names_that_a_merge_reports() {
     assert_eq!(more, ONLY_OF_STATS.into(), "in statistics only");
 }
 
-/// Without an administrator, a domain has in it who asks for it.
+/// Without an administrator, a domain has in it who asks for it. A run in the run has the same, but with another
+/// engine.
 #[test]
 fn s6_an_engine_of_the_commands_own_has_the_domain_it_asks_for() {
     if !can_merge() {
         return;
     }
-    let scratch = tempfile::tempdir().unwrap();
-    let (merged, file) = (scratch.path().join("merged"), scratch.path().join("stats"));
-    fs::create_dir(&merged).unwrap();
-    let mut run = numerge(&["run", "--domain", "web", "--stats"]);
-    run.arg(&file).args(AT_FULL_SPEED).arg("--").arg(c_program("copies.c")).arg(&merged).arg("1");
-    let output = run.output().unwrap();
-    // It waits until all of its pages are merged.
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let stats: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    assert_eq!(stats["domains"][0]["name"], "web", "{stats}");
-}
-
-/// One in the other: of the same engine the domain stays, of another it does not.
-#[test]
-fn s6_a_command_that_runs_another_hands_on_its_engine_with_its_domain() {
-    if !can_merge() {
-        return;
-    }
-    for (inner, named) in [(&[][..], true), (&AT_FULL_SPEED[..], false)] {
-        let scratch = tempfile::tempdir().unwrap();
-        let (merged, file) = (scratch.path().join("merged"), scratch.path().join("stats"));
-        fs::create_dir(&merged).unwrap();
-        let mut run = numerge(&["run", "--domain", "web", "--stats"]);
-        run.arg(&file).args(AT_FULL_SPEED).arg("--").arg(env!("CARGO_BIN_EXE_numerge")).arg("run");
-        run.args(inner).arg("--").arg(c_program("copies.c")).arg(&merged).arg("1");
-        let output = run.output().unwrap();
-        // It waits until all of its pages are merged.
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let stats: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-        assert_eq!(stats["domains"][0]["name"] == "web", named, "{stats}");
+    let again = [env!("CARGO_BIN_EXE_numerge"), "run"];
+    for (inner, named) in [
+        (vec![], true),
+        ([&again[..], &["--"]].concat(), true),
+        ([&again[..], &AT_FULL_SPEED, &["--"]].concat(), false),
+    ] {
+        let stats = statistics(&[&["--domain", "web", "--"], &inner[..]].concat(), 1);
+        assert_eq!(stats["domains"][0]["name"] == "web", named, "{inner:?}: {stats}");
     }
 }
